@@ -1,0 +1,8 @@
+"""Identification, and dynamics-only fine-tuning."""
+
+from sim2real.calibration.adapt import Adaptation, adapt
+from sim2real.calibration.finetune import FinetuneResult, finetune_dynamics, gate
+from sim2real.calibration.identify import identify
+from sim2real.calibration.posterior import Posterior
+
+__all__ = ["Adaptation", "FinetuneResult", "Posterior", "adapt", "finetune_dynamics", "gate", "identify"]

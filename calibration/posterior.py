@@ -1,0 +1,147 @@
+"""What identification returns: a joint distribution over named parameters, which is the next randomization."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from sim2real.errors import ModelError
+from sim2real.randomization import Fixed, Parameter, ParameterSet, TruncatedNormal
+from sim2real.randomization.parameters import Array, Values
+
+FORMAT_VERSION = 1
+
+
+class Posterior(ParameterSet):
+    """A `ParameterSet` whose parameters are correlated: samples of their values, in SI units.
+
+    Args:
+        prior: the parameters with the distributions that they had, as distributions of the values themselves.
+        best: (P,) the most probable values.
+        samples: (S, P) draws from the posterior.
+        noise: (D,) robust standard deviation of what the fit leaves of each joint position [rad or m].
+        evidence: what `identify` has to say about the fit, for reports.
+    """
+
+    def __init__(
+        self,
+        prior: ParameterSet,
+        best: Array,
+        samples: Array,
+        noise: Array,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> None:
+        if samples.ndim != 2 or samples.shape[1] != len(prior) or not np.isfinite(samples).all():
+            raise ModelError(f"a posterior of {len(prior)} parameters needs finite samples (S, {len(prior)})")
+        self.prior, self.best, self.samples, self.noise = prior, best, samples, noise
+        self.evidence = dict(evidence or {})
+        low, high = prior.bounds
+        marginals = []
+        for i, p in enumerate(prior):
+            sigma = float(samples[:, i].std(ddof=1))
+            if sigma > 0:
+                distribution = TruncatedNormal(float(best[i]), sigma, float(low[i]), float(high[i]))
+                marginals.append(Parameter(name=p.name, unit=p.unit, distribution=distribution))
+            else:
+                marginals.append(Parameter(name=p.name, unit=p.unit, distribution=Fixed(float(best[i]))))
+        super().__init__(tuple(marginals))
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The most probable values: name -> number."""
+        return {name: float(v) for name, v in zip(self.names, self.best, strict=True)}
+
+    @property
+    def covariance(self) -> Array:
+        """(P, P)."""
+        return np.atleast_2d(np.cov(self.samples.T))
+
+    def sample(self, rng: np.random.Generator, n: int) -> dict[str, Array]:
+        """Draw `n` joint values: the samples in random order, as often as needed."""
+        rows = np.concatenate([rng.permutation(len(self.samples)) for _ in range(-(-n // len(self.samples)))])[:n]
+        return {name: self.samples[rows, i] for i, name in enumerate(self.names)}
+
+    def log_prob(self, values: Values) -> Array:
+        """Return the log density of the joint normal with the samples' mean and covariance: (n,)."""
+        x = np.stack([values[name] for name in self.names], -1)
+        normal = stats.multivariate_normal(self.samples.mean(0), self.covariance, allow_singular=True)
+        return np.atleast_1d(normal.logpdf(x))
+
+    @property
+    def mean(self) -> Array:
+        return self.best
+
+    def precision(self) -> Array:
+        """(P, P) inverse covariance: this posterior as the normal prior of the next identification."""
+        scale = np.maximum(self.samples.std(0, ddof=1), 1e-12)
+        correlation = self.covariance / np.outer(scale, scale)
+        # shrunk a little, so that a finite sample of nearly collinear parameters is not read as certainty
+        shrunk = 0.95 * correlation + 0.05 * np.eye(len(scale))
+        return np.linalg.inv(shrunk) / np.outer(scale, scale)
+
+    def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+        """Return the central interval of one parameter at the given probability."""
+        column = self.samples[:, self.names.index(name)]
+        low, high = np.quantile(column, [0.5 - level / 2, 0.5 + level / 2])
+        return float(low), float(high)
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Return `{name: {mean, interval90, unit, prior}}`, as metrics.json holds it."""
+        return {
+            p.name: {
+                "mean": float(self.best[i]),
+                "interval90": list(self.interval(p.name)),
+                "unit": p.unit,
+                "prior": self.prior[p.name].notation,
+            }
+            for i, p in enumerate(self)
+        }
+
+    def save(self, directory: Path) -> None:
+        """Write `posterior.json` into a directory, which is made."""
+        directory.mkdir(parents=True, exist_ok=True)
+        document = {
+            "format_version": FORMAT_VERSION,
+            "prior": self.prior.notations(),
+            "units": {p.name: p.unit for p in self.prior},
+            "best": self.best.tolist(),
+            "noise": self.noise.tolist(),
+            "samples": self.samples.tolist(),
+            "evidence": self.evidence,
+        }
+        (directory / "posterior.json").write_text(json.dumps(document, indent=1, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, directory: Path) -> Posterior:
+        """Read what `save` wrote.
+
+        Raises:
+            ModelError: there is no posterior, or one of another format.
+        """
+        path = directory / "posterior.json"
+        try:
+            document = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ModelError(f"no posterior in {directory}: expected {path.name}; run `sim2real identify` first") from None
+        except ValueError as error:
+            raise ModelError(f"{path} is not valid JSON ({error}); identify again") from None
+        if document.get("format_version") != FORMAT_VERSION:
+            raise ModelError(f"{path} has format {document.get('format_version')}, this version reads {FORMAT_VERSION}")
+        return cls(
+            ParameterSet.parse(document["prior"], document["units"]),
+            np.array(document["best"]),
+            np.array(document["samples"]),
+            np.array(document["noise"]),
+            document["evidence"],
+        )
+
+
+def block_labels(blocks: NDArray[np.int_]) -> list[NDArray[np.int_]]:
+    """Return the rows of each block."""
+    return [np.flatnonzero(blocks == b) for b in np.unique(blocks)]

@@ -1,0 +1,151 @@
+"""Replay: logged commands through candidates of a plant, from window starts that are fitted along (multiple shooting)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim2real.episodes import Array, Episode
+from sim2real.plant import Plant, RunningPlant
+from sim2real.windows import Windows, at_offsets, cut_windows, regular_starts
+
+# A velocity step for finite differences that dwarfs rounding and is small beside any motion [rad or rad/s].
+STATE_STEP = 1e-4
+
+
+@dataclass
+class Replay:
+    """W windows of recordings that share one plant, ready to be replayed with C candidates at once.
+
+    Attributes:
+        plant: without its chain where actions were measured.
+        windows: the recordings' side.
+        names: the parameters that this plant has, among those that are fitted.
+        start: (W, X) present guess of the states at the window starts; refined by `fit_starts`.
+    """
+
+    plant: Plant
+    windows: Windows
+    names: tuple[str, ...]
+    start: Array
+    _running: dict[int, RunningPlant] = field(default_factory=dict)
+
+    def run(self, parameters: Array, start: Array) -> Array:
+        """Simulate every window with every candidate.
+
+        Args:
+            parameters: (C, P) one candidate a row, in the order of `names`.
+            start: (C, W, X).
+
+        Returns:
+            (C, W, M, D) positions at the recorded samples.
+        """
+        candidates, many = len(parameters), len(self.windows)
+        if candidates not in self._running:
+            self._running[candidates] = self.plant.start(candidates * many)
+        running = self._running[candidates]
+        running.write({n: np.repeat(parameters[:, i], many) for i, n in enumerate(self.names)})
+        running.reset(start.reshape(candidates * many, -1), np.tile(self.windows.before, (candidates, 1, 1)))
+        states = running.step(np.tile(self.windows.commands, (candidates, 1, 1)))
+        states = states.reshape(candidates, many, *states.shape[1:])
+        return at_offsets(states, start, self.windows.offset)[..., : start.shape[-1] // 2]
+
+    def residuals(self, positions: Array) -> Array:
+        """Return predicted minus measured positions (..., W, M, D), zero where there is no sample."""
+        return np.where(self.windows.valid[..., None], positions - self.windows.positions, 0.0)
+
+    def with_starts(self, parameters: Array, weight: Array | None = None) -> tuple[Array, Array]:
+        """Take one Gauss-Newton step of the start states, and simulate from them.
+
+        Args:
+            parameters: (P,) in the order of `names`.
+            weight: (W, M, D) of the squared residuals, ones by default.
+
+        Returns:
+            residuals (W, M, D) after the step, and their Jacobian with respect to the start states (W, M, D, X).
+        """
+        size = self.start.shape[1]
+        starts = np.repeat(self.start[None], size + 1, 0)
+        starts[1:] += STATE_STEP * np.eye(size)[:, None, :]
+        positions = self.run(np.repeat(parameters[None], size + 1, 0), starts)
+        residual = self.residuals(positions[0])
+        slope = np.where(self.windows.valid[..., None], positions[1:] - positions[0], 0.0) / STATE_STEP
+        jacobian = np.moveaxis(slope, 0, -1)
+        w = np.ones_like(residual) if weight is None else weight
+        normal = np.einsum("wmdx,wmd,wmdy->wxy", jacobian, w, jacobian) + 1e-9 * np.eye(size)
+        gradient = np.einsum("wmdx,wmd->wx", jacobian, w * residual)
+        self.start = self.start - np.linalg.solve(normal, gradient[..., None])[..., 0]
+        residual = self.residuals(self.run(parameters[None], self.start[None])[0])
+        return residual, jacobian
+
+    def jacobian(self, parameters: Array, steps: Array, base: Array) -> Array:
+        """Return the derivative of the positions by the parameters: (W, M, D, P), by one-sided differences.
+
+        Args:
+            parameters: (P,).
+            steps: (P,) signed steps.
+            base: (W, M, D) residuals at `parameters`, from the present starts.
+        """
+        candidates = parameters + np.diag(steps)
+        residual = self.residuals(self.run(candidates, np.repeat(self.start[None], len(steps), 0)))
+        return np.moveaxis((residual - base) / steps[:, None, None, None], 0, -1)
+
+
+def replays(
+    plant: Plant,
+    episodes: Sequence[Episode],
+    names: Sequence[str],
+    *,
+    channels: Sequence[str],
+    window: float,
+    block: float,
+    stride: float,
+    before: float = 0.2,
+) -> list[Replay]:
+    """Cut episodes into windows: those with commanded actions go through the chain, measured ones past it.
+
+    Args:
+        plant: the model.
+        episodes: the recordings.
+        names: the parameters to fit.
+        channels: the observations that are joint positions.
+        window: length [s].
+        block: for the block bootstrap [s].
+        stride: between window starts [s].
+        before: commands that fill the chain before each start [s].
+    """
+    out: list[Replay] = []
+    first_block = 0
+    for measured in (False, True):
+        some = [e for e in episodes if (e.action_source == "measured") == measured]
+        starts = [regular_starts(e, stride=stride, length=window) for e in some]
+        if not any(len(s) for s in starts):
+            continue
+        windows = cut_windows(
+            some, starts, channels=channels, length=window, before=before, timestep=plant.timestep, block=block
+        )
+        windows.block[:] += first_block
+        first_block = int(windows.block.max()) + 1
+        model = plant.without_chain() if measured else plant
+        known = model.nominal()
+        out.append(Replay(model, windows, tuple(n for n in names if n in known), _first_guess(windows, plant.timestep)))
+    return out
+
+
+def _first_guess(windows: Windows, timestep: float) -> Array:
+    """Start states from a parabola through the first fifth of each window (both sides: this is fitting)."""
+    states = []
+    for offset, positions, valid in zip(windows.offset, windows.positions, windows.valid, strict=True):
+        t, q = offset[valid] * timestep, positions[valid]
+        m = min(max(6, len(t) // 5), len(t))
+        c = np.linalg.lstsq(np.vander(t[:m], min(3, m), increasing=True), q[:m], rcond=None)[0]
+        states.append(np.concatenate([q[0], c[1] if len(c) > 1 else np.zeros(q.shape[1])]))
+    return np.stack(states)
+
+
+def columns(names: Sequence[str], replay: Replay) -> NDArray[np.int_]:
+    """Return where the replay's parameters stand among `names`."""
+    return np.array([list(names).index(n) for n in replay.names], int)

@@ -1,0 +1,33 @@
+"""Parameters, their distributions, and the simulators that take them."""
+
+from sim2real.randomization.distributions import (
+    Distribution,
+    Fixed,
+    LogNormal,
+    LogUniform,
+    Normal,
+    TruncatedNormal,
+    Uniform,
+    parse_distribution,
+)
+from sim2real.randomization.mujoco_model import RobotModel
+from sim2real.randomization.mujoco_simulator import MujocoSimulator
+from sim2real.randomization.parameters import Parameter, ParameterSet, ParameterStore
+from sim2real.randomization.simulator import Simulator
+
+__all__ = [
+    "Distribution",
+    "Fixed",
+    "LogNormal",
+    "LogUniform",
+    "MujocoSimulator",
+    "Normal",
+    "Parameter",
+    "ParameterSet",
+    "ParameterStore",
+    "RobotModel",
+    "Simulator",
+    "TruncatedNormal",
+    "Uniform",
+    "parse_distribution",
+]

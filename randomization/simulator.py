@@ -1,0 +1,54 @@
+"""What a simulator is to the toolkit: n plants whose parameters and states can be set, and that can be stepped."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim2real.randomization.parameters import Array, ParameterStore
+
+
+@runtime_checkable
+class Simulator(ParameterStore, Protocol):
+    """n plants, each with a state of X numbers: positions, then velocities (SI units, float64)."""
+
+    @property
+    def n(self) -> int:
+        """Number of plants."""
+        ...
+
+    @property
+    def timestep(self) -> float:
+        """Length of a substep [s]."""
+        ...
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Number of positions, and of velocities: X / 2."""
+        ...
+
+    def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
+        """Set the states (n, X) of the plants that `mask` (n,) selects, all by default."""
+        ...
+
+    def state(self) -> Array:
+        """Return the states (n, X)."""
+        ...
+
+    def step(self, effort: Array) -> Array:
+        """Apply `effort` (n, K, A), one row a substep; return the state after each substep (n, K, X).
+
+        Raises:
+            NonFiniteError: a plant left the finite numbers.
+        """
+        ...
+
+    def effective_inertia(self) -> Array:
+        """Return the diagonal of the joint-space inertia at the present state (n, X / 2)."""
+        ...
+
+    def bias_effort(self) -> Array:
+        """Return the effort that gravity, springs and motion ask for at the present state (n, X / 2)."""
+        ...

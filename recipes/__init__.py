@@ -1,0 +1,1 @@
+"""Recipes that come with the toolkit: YAML files, each the description of one whole loop."""

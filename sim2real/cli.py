@@ -1,0 +1,260 @@
+"""The command line: `sim2real <verb> recipe.yaml [section.key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim2real import __version__
+from sim2real.errors import Sim2RealError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# The verbs that run a recipe, and the stage that they run to.
+VERBS = {
+    "run": ("report", "run the whole loop: identify, pre-train, fine-tune, evaluate, control, report"),
+    "identify": ("identify", "identify the parameters of a robot from its logs"),
+    "finetune": ("finetune", "identify, pre-train a world model, and fine-tune its dynamics on the logs"),
+    "evaluate": ("evaluate", "score the simulator and the world model on held-out logs"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sim2real",
+        description="Measure how far a simulator is from a robot, say which part of the gap costs most, and close it.",
+        epilog="exit status: 0 done, 1 the work failed, 2 wrong usage",
+    )
+    parser.add_argument("--version", action="version", version=f"sim2real {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
+    for verb, (_, text) in VERBS.items():
+        _recipe_arguments(verbs.add_parser(verb, help=text, description=f"{text[:1].upper()}{text[1:]}."))
+    sweep = verbs.add_parser("sweep", help="search over keys of a recipe with Ray Tune", description="Run the recipe's `sweep:`.")
+    _recipe_arguments(sweep)
+    report = verbs.add_parser("report", help="rebuild report.html of a run", description="Rebuild report.html of a run.")
+    report.add_argument("run_directory", type=Path)
+    logs = verbs.add_parser("logs", help="look at recorded logs", description="Look at recorded logs.")
+    actions = logs.add_subparsers(dest="action", required=True, metavar="action")
+    check = actions.add_parser("check", help="read logs with a schema and print what they hold")
+    check.add_argument("path", type=Path)
+    check.add_argument("--schema", type=Path, required=True, help="YAML file that says what the columns are")
+    parameters = verbs.add_parser("parameters", help="list every parameter of a robot", description="List every parameter.")
+    parameters.add_argument("robot", help="name of a packaged robot, or an MJCF or URDF file")
+    verbs.add_parser("doctor", help="print versions, devices and extras", description="Print versions, devices and extras.")
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of run directories (default: runs)")
+    parser.add_argument("--again", action="store_true", help="start over when the run has finished before")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0 done, 1 the work failed, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        _dispatch(options, console)
+    except Sim2RealError as error:
+        from sim2real.errors import RecipeError
+
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
+        return 2 if isinstance(error, RecipeError) else 1
+    except BrokenPipeError:
+        # the reader of our output has gone (`| head`): nothing is left to say, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; run the same command again to go on")
+        return 1
+    return 0
+
+
+def _dispatch(options: argparse.Namespace, console: Console) -> None:
+    if options.verb in VERBS:
+        _run(options, console)
+    elif options.verb == "sweep":
+        _sweep(options, console)
+    elif options.verb == "report":
+        from sim2real.report import write_report
+
+        console.print(f"report: {write_report(options.run_directory)}")
+    elif options.verb == "logs":
+        _check_logs(options, console)
+    elif options.verb == "parameters":
+        _parameters(options, console)
+    else:
+        _doctor(console)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _run(options: argparse.Namespace, console: Console) -> None:
+    from sim2real.pipeline import Watcher, run
+    from sim2real.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    directory = options.output / f"{recipe.name}-{recipe.digest()}"
+    console.print(f"[bold]{recipe.name}[/] → {_plain(str(directory))}")
+    with console.status("reading") as status:
+        stage = [""]
+
+        def begin(name: str) -> None:
+            stage[0] = name
+            status.update(name)
+
+        def end(name: str, seconds: float, before: bool) -> None:
+            console.print(f"  {name:<10} " + ("finished earlier" if before else f"{seconds:6.1f} s"))
+
+        watcher = Watcher(begin, lambda line: status.update(f"{stage[0]}: {_plain(line)}"), end)
+        run(recipe, options.output, until=VERBS[options.verb][0], again=options.again, watcher=watcher)
+    _summarise(directory, options.verb, console)
+
+
+def _summarise(directory: Path, verb: str, console: Console) -> None:
+    """Say in a few lines what a run found."""
+    from sim2real.run_directory import read_json
+
+    def result(name: str) -> Any:
+        return read_json(directory / "stages" / f"{name}.json")["result"]
+
+    if verb == "identify":
+        console.print(_parameter_table(result("identify")["parameters"]))
+        console.print(f"posterior: {_plain(str(directory / 'posterior'))}")
+    elif verb == "finetune":
+        console.print(f"fine-tuning {_plain(result('finetune')['reason'])}")
+        console.print(f"model: {_plain(str(directory / 'model' / 'finetuned'))}")
+    else:
+        console.print(_score_table(result("evaluate")))
+    if verb == "run":
+        from sim2real.report import findings
+
+        for line in findings(read_json(directory / "metrics.json")):
+            console.print(f"• {_plain(line)}")
+        console.print(f"report: {_plain(str(directory / 'report.html'))}")
+
+
+def _parameter_table(parameters: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("parameter", "value", "90 % interval", "unit", "prior", box=None, pad_edge=False)
+    for name, p in parameters.items():
+        low, high = p["interval90"]
+        table.add_row(name, f"{p['mean']:.4g}", f"{low:.4g} to {high:.4g}", p["unit"], _plain(p["prior"]))
+    return table
+
+
+def _score_table(scores: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("recording", "predictor", "mean NRMSE", "CRPS", "90 % coverage", box=None, pad_edge=False)
+    for split in ("test", "shift"):
+        for recording, rows in scores.get(split, {}).items():
+            for k, (name, s) in enumerate(rows.items()):
+                table.add_row(
+                    _plain(recording) if k == 0 else "",
+                    name,
+                    f"{s['mean_nrmse']:.4f}",
+                    f"{s['crps']:.4f}",
+                    f"{s['coverage90']:.2f}",
+                )
+    return table
+
+
+def _sweep(options: argparse.Namespace, console: Console) -> None:
+    from sim2real.recipe import load_recipe
+    from sim2real.sweep import sweep
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    found = sweep(recipe, options.output, again=options.again, say=lambda line: console.print(_plain(line)))
+    console.print(f"best validation score {found.best_score:.5g}, unswept {found.baseline_score:.5g}")
+    console.print(f"best recipe: {_plain(str(found.best_recipe))}")
+
+
+def _check_logs(options: argparse.Namespace, console: Console) -> None:
+    from rich.table import Table
+
+    from sim2real.logs import LogSchema, read_logs
+
+    table = Table("recording", "seconds", "period [ms]", "observations", "actions", "source", box=None, pad_edge=False)
+    for e in read_logs(options.path, LogSchema.load(options.schema)):
+        table.add_row(
+            e.name,
+            f"{e.duration:.2f}",
+            f"{1e3 * e.period:.2f}",
+            ", ".join(_plain(f"{n} [{u}]") for n, u in e.channels.observations),
+            ", ".join(_plain(f"{n} [{u}]") for n, u in e.channels.actions),
+            e.action_source,
+        )
+    console.print(table)
+
+
+def _parameters(options: argparse.Namespace, console: Console) -> None:
+    from rich.table import Table
+
+    from sim2real.randomization import RobotModel
+
+    model = RobotModel(options.robot)
+    table = Table("parameter", "nominal", "unit", box=None, pad_edge=False)
+    for name, value in model.nominal.items():
+        table.add_row(_plain(name), f"{value:.6g}", model.address(name).unit)
+    console.print(table)
+
+
+def _doctor(console: Console) -> None:
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    from sim2real.randomization.mujoco_simulator import available_threads
+
+    console.print(f"sim2real {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    console.print(f"cores: {available_threads()} (SIM2REAL_THREADS sets how many are used)")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    console.print(f"GPU: {gpu}")
+    for extra, packages in _extras().items():
+        rows = []
+        for package in packages:
+            try:
+                rows.append(f"{package} {importlib.metadata.version(package)}")
+            except importlib.metadata.PackageNotFoundError:
+                rows.append(f"[red]{package} missing[/]")
+        mend = "" if all("missing" not in r for r in rows) else f"   pip install 'sim2real-toolkit\\[{extra}]'"
+        console.print(f"{extra:>8}: {', '.join(rows)}{mend}")
+
+
+def _extras() -> dict[str, list[str]]:
+    """The dependencies of each extra, as the installed distribution declares them; "core" for those without one."""
+    import importlib.metadata
+    import re
+
+    out: dict[str, list[str]] = {}
+    try:
+        declared = importlib.metadata.requires("sim2real-toolkit") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    for line in declared:
+        package = re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0]
+        marker = re.search(r"extra == ['\"](\w+)['\"]", line)
+        extra = marker[1] if marker else "core"
+        if extra != "all" and package != "sim2real-toolkit":
+            out.setdefault(extra, []).append(package)
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""Open-loop prediction of recordings, scored: where will the robot be 0.1, 0.2, 0.5 and 1.0 s later, and how sure?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from sim2real.episodes import Array, Episode
+from sim2real.errors import LogError
+from sim2real.estimation import Estimate, Observation
+from sim2real.plant import Plant, Values
+from sim2real.prediction import Prediction
+from sim2real.windows import at_offsets, cut_windows, joint_positions
+from sim2real.world_model.ensemble import EnsembleDynamics
+
+HORIZONS = (0.1, 0.2, 0.5, 1.0)
+LEVELS = (0.5, 0.9, 0.95)
+Scores = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """W windows of one recording to predict.
+
+    Attributes:
+        episode: the recording.
+        starts: (W,) observations at which the windows start.
+        offsets: (W, H) time from the start to the recorded sample nearest to each horizon [s].
+        now: (W, D) measured positions at the start.
+        truth: (W, H, D) measured positions at the horizons.
+    """
+
+    episode: Episode
+    starts: NDArray[np.int_]
+    offsets: Array
+    now: Array
+    truth: Array
+
+    @classmethod
+    def of(
+        cls,
+        episode: Episode,
+        channels: Sequence[str],
+        *,
+        stride: int = 25,
+        warmup: float = 0.1,
+        after: float = 0.0,
+    ) -> Questions:
+        """Ask about windows that start every `stride` samples.
+
+        Args:
+            episode: excluded stretches are not asked about.
+            channels: the observations that are joint positions.
+            stride: samples between starts.
+            warmup: recorded time before the first start [s].
+            after: time after the first observation before which no window starts [s].
+
+        Raises:
+            LogError: no window fits.
+        """
+        t, q = episode.observed_at, joint_positions(episode, channels)
+        longest, half = max(HORIZONS), 0.5 * episode.period
+        first = max(int(np.searchsorted(t, t[0] + warmup)), 4)
+        starts = np.arange(first, len(t), stride)
+        starts = starts[t[starts] + longest <= t[-1] + half]
+        starts = starts[~episode.is_excluded(t[starts] - warmup, t[starts] + longest)]
+        starts = starts[t[starts] >= t[0] + after - 1e-9]
+        if not len(starts):
+            raise LogError(f"{episode.name}: no window of {longest:g} s to score; it lasts {episode.duration:.3g} s")
+        ends = np.stack([_nearest(t, t[starts] + h, starts) for h in HORIZONS], 1)
+        return cls(episode, starts, t[ends] - t[starts][:, None], q[starts], q[ends])
+
+
+def _nearest(t: Array, at: Array, after: NDArray[np.int_]) -> NDArray[np.int_]:
+    right = np.searchsorted(t, at)
+    left_is_nearer = np.abs(t[right - 1] - at) <= np.abs(t[np.minimum(right, len(t) - 1)] - at)
+    use_left = (right >= len(t)) | ((right > after + 1) & left_is_nearer)
+    return np.asarray(np.where(use_left, right - 1, right))
+
+
+Predictor = Callable[[Questions], Prediction]
+
+
+def _horizon() -> torch.Tensor:
+    return torch.tensor(HORIZONS, dtype=torch.float64)
+
+
+def persistence(questions: Questions) -> Prediction:
+    """Predict that nothing moves."""
+    mean = torch.as_tensor(np.repeat(questions.now[:, None], len(HORIZONS), 1))
+    return Prediction(mean, torch.zeros_like(mean), torch.zeros_like(mean), _horizon())
+
+
+@dataclass(frozen=True)
+class SimulatorPredictor:
+    """Predicts with a plant, from a model-based state estimate; its epistemic variance is the posterior's.
+
+    Attributes:
+        plant: with its execution chain; measured actions go past it.
+        best: values that give the mean.
+        draws: name -> (S,) posterior values that give the spread; may be empty.
+        start_covariance: (X, X) of the error of the state estimate, which adds to the spread; zeros for none.
+        observation: how the start is estimated.
+        channels: the observations that are joint positions.
+    """
+
+    plant: Plant
+    best: dict[str, float]
+    draws: Values
+    start_covariance: Array
+    observation: Observation
+    channels: Sequence[str]
+
+    def __call__(self, questions: Questions) -> Prediction:
+        episode, starts = questions.episode, questions.starts
+        plant = self.plant.without_chain() if episode.action_source == "measured" else self.plant
+        known = plant.nominal()
+        start = self.observation.states(self.plant, self.best, [episode], [starts], list(self.channels))
+        windows = cut_windows(
+            [episode],
+            [starts],
+            channels=self.channels,
+            length=float(questions.offsets.max()) + plant.timestep,
+            before=0.2,
+            timestep=plant.timestep,
+        )
+        spread = len(next(iter(self.draws.values()))) if self.draws else 0
+        n, many = 1 + spread, len(starts)
+        values = {
+            k: np.repeat(np.concatenate([[v], self.draws.get(k, np.full(spread, v))]), many)
+            for k, v in self.best.items()
+            if k in known
+        }
+        running = plant.start(n * many, values)
+        kicks = np.random.default_rng(0).multivariate_normal(np.zeros(start.shape[1]), self.start_covariance, (n, many))
+        kicks[0] = 0.0
+        starts_of = start + kicks
+        running.reset(starts_of.reshape(n * many, -1), np.tile(windows.before, (n, 1, 1)))
+        states = running.step(np.tile(windows.commands, (n, 1, 1))).reshape(n, many, -1, start.shape[1])
+        paths = at_offsets(states, starts_of, questions.offsets / plant.timestep)
+        positions = torch.as_tensor(paths[..., : start.shape[1] // 2])
+        epistemic = positions[1:].var(0, unbiased=True) if spread > 1 else torch.zeros_like(positions[0])
+        return Prediction(positions[0], torch.zeros_like(epistemic), epistemic, _horizon())
+
+
+@dataclass(frozen=True)
+class EnsemblePredictor:
+    """Predicts with a world model, from the state estimate of a model-based observer.
+
+    Attributes:
+        model: the world model.
+        plant: of the observer.
+        values: the observer's parameters.
+        observation: how the start is estimated.
+        channels: the observations that are joint positions.
+        advance: by how much measured actions lag behind the commands that the model expects [s].
+    """
+
+    model: EnsembleDynamics
+    plant: Plant
+    values: dict[str, float]
+    observation: Observation
+    channels: Sequence[str]
+    advance: float = 0.0
+
+    def __call__(self, questions: Questions) -> Prediction:
+        episode, starts = questions.episode, questions.starts
+        state = self.observation.states(self.plant, self.values, [episode], [starts], list(self.channels))
+        dt, back = self.model.config.timestep, self.model.config.history - 1
+        steps = math.ceil(float(questions.offsets.max()) / dt - 1e-6)
+        fine = 8
+        shift = self.advance if episode.action_source == "measured" else 0.0
+        clock = dt * (np.arange(-back * fine, steps * fine) + 0.5) / fine + shift
+        times = episode.observed_at[starts][:, None] + clock
+        commands = episode.commands_at(times).reshape(len(starts), back + steps, fine, -1).mean(2)
+        prediction = self.model.predict(Estimate(state, commands[:, :back]), commands[:, back:])
+        return at_times(prediction, torch.as_tensor(state), torch.as_tensor(questions.offsets), dt)
+
+
+def at_times(prediction: Prediction, start: torch.Tensor, offsets: torch.Tensor, dt: float) -> Prediction:
+    """Interpolate a prediction of states (W, T, X) to positions at `offsets` (W, H) [s]: cubic in the mean."""
+    d = start.shape[-1] // 2
+    path = torch.cat([start[:, None], prediction.mean.double()], 1)
+    k = (offsets / dt).floor().long().clamp(0, path.shape[1] - 2)
+    rows = torch.arange(len(path))[:, None]
+    s = (offsets / dt - k)[..., None]
+    (q0, v0), (q1, v1) = (path[rows, k + i].split(d, -1) for i in (0, 1))
+    mean = (
+        (1 + 2 * s) * (1 - s) ** 2 * q0 + s * (1 - s) ** 2 * dt * v0 + s**2 * (3 - 2 * s) * q1 + s**2 * (s - 1) * dt * v1
+    )
+
+    def linear(variance: torch.Tensor) -> torch.Tensor:
+        padded = torch.cat([variance[:, :1], variance], 1).double()[..., :d]
+        return (1 - s) * padded[rows, k] + s * padded[rows, k + 1]
+
+    return Prediction(mean, linear(prediction.aleatoric), linear(prediction.epistemic), _horizon())
+
+
+def gaussian_crps(error: Array, variance: Array) -> Array:
+    """Return the continuous ranked probability score of a normal prediction (Gneiting & Raftery 2007, eq. 21)."""
+    sigma = np.sqrt(variance)
+    z = error / sigma
+    return np.asarray(
+        sigma * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi)), float
+    )
+
+
+def score(
+    prediction: Prediction, questions: Questions, names: Sequence[str], rng: np.random.Generator, draws: int = 1000
+) -> Scores:
+    """Score a prediction: per horizon and joint, averaged over windows.
+
+    RMSE and median error in rad (or m), NRMSE relative to the spread of the change, NLL in nats, CRPS in rad, coverage of the
+    central 50, 90 and 95 % intervals with the mean width of the 90 % one. `coverage90_interval` is the 90 % interval of the
+    pooled coverage over resampled one-second blocks.
+
+    Args:
+        prediction: (W, H, D).
+        questions: with the truth.
+        names: of the joints.
+        rng: of the block bootstrap.
+        draws: of the block bootstrap.
+    """
+    truth, now = questions.truth, questions.now
+    mean = prediction.mean.double().numpy()
+    variance = np.maximum(prediction.variance.double().numpy(), 1e-10)
+    error = mean - truth
+    nrmse = np.sqrt((error**2).mean(0)) / np.maximum((truth - now[:, None]).std(0), 1e-9)
+    nll = 0.5 * (np.log(2 * np.pi * variance) + error**2 / variance)
+    crps = gaussian_crps(error, variance)
+    t = questions.episode.observed_at[questions.starts]
+    blocks = np.unique((t - t[0]).astype(int), return_inverse=True)[1]
+
+    def by_joint(values: Array) -> dict[str, float]:
+        return {n: float(v) for n, v in zip(names, values, strict=True)}
+
+    out: Scores = {"windows": len(truth), "mean_nrmse": float(nrmse.mean())}
+    for h, horizon in enumerate(HORIZONS):
+        z = np.abs(error[:, h]) / np.sqrt(variance[:, h])
+        inside = {level: z <= stats.norm.ppf(0.5 + level / 2) for level in LEVELS}
+        out[f"{horizon:g}"] = {
+            "rmse": by_joint(np.sqrt((error[:, h] ** 2).mean(0))),
+            "nrmse": by_joint(nrmse[h]),
+            "median_error": by_joint(np.median(np.abs(error[:, h]), 0)),
+            "nll": float(nll[:, h].mean()),
+            "crps": float(crps[:, h].mean()),
+            "coverage": {f"{level:g}": float(x.mean()) for level, x in inside.items()},
+            "coverage90_interval": _block_interval(inside[0.9].mean(1), blocks, rng, draws),
+            "width90": float(2 * stats.norm.ppf(0.95) * np.sqrt(variance[:, h]).mean()),
+        }
+    pooled = (np.abs(error) / np.sqrt(variance) <= stats.norm.ppf(0.95)).mean((1, 2))
+    out["coverage90"] = float(pooled.mean())
+    out["coverage90_interval"] = _block_interval(pooled, blocks, rng, draws)
+    out["crps"] = float(crps.mean())
+    return out
+
+
+def _block_interval(values: Array, blocks: NDArray[np.int_], rng: np.random.Generator, draws: int) -> list[float]:
+    """90 % interval of the mean of `values` (W,) when blocks are drawn with replacement."""
+    many = int(blocks.max()) + 1
+    total, count = np.bincount(blocks, values, many), np.bincount(blocks, minlength=many)
+    picked = rng.integers(many, size=(draws, many))
+    means = total[picked].sum(1) / count[picked].sum(1)
+    return [float(x) for x in np.quantile(means, [0.05, 0.95])]
+
+
+def start_covariance(
+    plant: Plant,
+    values: dict[str, float],
+    observation: Observation,
+    episodes: Sequence[Episode],
+    channels: Sequence[str],
+    period: float = 0.02,
+) -> Array:
+    """Return the covariance (X, X) of the state estimate's error, against two-sided states of the same recordings."""
+    from sim2real.estimation import centred_state
+
+    errors = []
+    for episode in episodes:
+        t = episode.observed_at
+        clock, smooth = centred_state(t, joint_positions(episode, channels), period)
+        starts = Questions.of(episode, channels).starts[:200]
+        nearest = np.rint((t[starts] - clock[0]) / period).astype(int)
+        inside = nearest < len(clock)
+        starts, nearest = starts[inside], nearest[inside]
+        found = observation.states(plant, values, [episode], [starts], list(channels))
+        d = len(channels)
+        target = smooth[nearest].copy()
+        target[:, :d] += target[:, d:] * (t[starts] - clock[nearest])[:, None]
+        errors.append(found - target)
+    flat = np.concatenate(errors)
+    # robust: the two-sided estimate itself is off at impacts
+    scale = np.maximum(1.4826 * np.median(np.abs(flat), 0), 1e-6)
+    inside = (np.abs(flat) < 4 * scale).all(1)
+    return np.cov(flat[inside].T).reshape(flat.shape[1], flat.shape[1])
+
+
+def mean_scores(rows: Sequence[Scores], key: str) -> float:
+    """Return the mean of one score over recordings, weighted by their windows."""
+    weights = [r["windows"] for r in rows]
+    return float(np.average([r[key] for r in rows], weights=weights))

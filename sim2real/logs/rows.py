@@ -1,0 +1,113 @@
+"""Rows: which rows of the files belong together, on one clock and on two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim2real.episodes import Array
+from sim2real.errors import LogError
+from sim2real.logs.schema import Column, LogSchema
+
+Rows = NDArray[np.int_]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns of one recording as they stand in its files."""
+
+    paths: Mapping[str, Path]
+    schema: LogSchema
+    columns: Mapping[str, Mapping[str, Array]]
+
+    def raw(self, column: Column) -> Array:
+        key, name = self.schema.source(column)
+        return self.columns[key][name]
+
+    def where(self, column: Column) -> str:
+        key, name = self.schema.source(column)
+        return f"{self.paths[key]}: column {name!r}"
+
+    def si(self, role: str, column: Column, rows: Rows, mend: str = ", or cut it off with start or stop") -> Array:
+        """Return the SI values of some rows (-1 for none, which reads as zero): the shape of `rows`."""
+        raw = np.where(rows >= 0, self.raw(column)[np.maximum(rows, 0)], 0.0)
+        bad = np.flatnonzero(~np.isfinite(raw))
+        if len(bad):
+            raise LogError(
+                f"{self.where(column)} ({role}) must hold finite numbers, found {raw[bad[0]]:g} in row {rows[bad[0]]} "
+                f"(the first is 0; an empty cell reads as nan); repair the row{mend}"
+            )
+        return np.where(rows >= 0, column.to_si(raw), 0.0)
+
+    def clock(self, role: str, column: Column, rows: int) -> Array:
+        """Return the first rows of a clock [s]: (rows,)."""
+        clock = self.si(role, column, np.arange(rows), mend="")
+        bad = np.flatnonzero(np.diff(clock) <= 0)
+        if len(bad):
+            k = int(bad[0])
+            raise LogError(
+                f"{self.where(column)} ({role}) must increase from row to row, found {clock[k]:.9g} s in row {k} and "
+                f"{clock[k + 1]:.9g} s in row {k + 1} (the first is 0); sort the rows and drop the repeated ones"
+            )
+        return clock
+
+    def join(self, states: Sequence[Column], steps: Sequence[Column]) -> tuple[int, str]:
+        """Return how many rows the states have together, and a note where files were cut to that.
+
+        The steps between N states stand in N rows, the last of which means nothing, or in N - 1.
+        """
+        rows: dict[str, int] = {}
+        for column in (*states, *steps):
+            key = self.schema.source(column)[0]
+            rows[key] = max(rows.get(key, 0), len(self.raw(column)))
+        keys = {self.schema.source(column)[0] for column in states}
+        for is_step, column in (*((False, c) for c in states), *((True, c) for c in steps)):
+            key = self.schema.source(column)[0]
+            missing = rows[key] - len(self.raw(column))
+            if missing and not (missing == 1 and is_step and key in keys):
+                raise LogError(
+                    f"{self.where(column)} has {len(self.raw(column))} rows, others of the file have {rows[key]}; "
+                    f"expected as many in all (one less only in actions)"
+                )
+        n = min(rows[key] for key in keys)
+        n = min([n, *(length for key, length in rows.items() if key not in keys and length != n - 1)])
+        if all(length == n or (key not in keys and length == n - 1) for key, length in rows.items()):
+            return n, ""
+        found = ", ".join(f"{self.paths[key].name} has {length} rows" for key, length in rows.items())
+        return n, f"{found}; joined row by row and cut to {n}"
+
+
+def pair(observed_at: Array, stamps: Array) -> tuple[Rows, Array, str]:
+    """Return which command is in force in each of the T steps between T + 1 observations.
+
+    Command k belongs to step k as it is, with its own stamp, where there are T or T + 1 commands and each is in force
+    at some time of its step. Otherwise a step gets the last command stamped by its first observation, or none.
+
+    Args:
+        observed_at: (T + 1,) clock of the observations [s].
+        stamps: (M,) clock of the commands [s].
+
+    Returns:
+        Row of each command (T,), -1 for none; its stamp (T,) [s]; a note where stamps were moved.
+    """
+    steps = len(observed_at) - 1
+    if len(stamps) in (steps, steps + 1):
+        until = np.append(stamps[1:], np.inf)[:steps]
+        if bool(((stamps[:steps] < observed_at[1:]) & (until > observed_at[:-1])).all()):
+            return np.arange(steps), stamps[:steps], ""
+    start = observed_at[:-1]
+    held = np.searchsorted(stamps, start + 1e-9, side="right") - 1
+    inside = (stamps > start[0]) & (stamps < observed_at[-1])
+    used, first = np.unique(held[held >= 0], return_index=True)
+    moved = (start[held >= 0][first] - stamps[used])[inside[used]]
+    late = max(0.0, float(moved.max(initial=0.0)))
+    lost = int(inside.sum()) - len(moved)
+    note = (
+        f"{len(stamps)} commands do not pair with {steps} steps between observations, so they were held onto the "
+        f"observations: {lost} of them fell between two and are lost, the others act up to {late:.3g} s late"
+    )
+    return held, start, note

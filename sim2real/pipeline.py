@@ -1,0 +1,271 @@
+"""`run`: the stages of a recipe in order, in a run directory, each once."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sim2real import __version__, stages
+from sim2real.calibration import Adaptation, Posterior
+from sim2real.errors import RecipeError, did_you_mean
+from sim2real.estimation import Observation
+from sim2real.evaluation import Predictor, start_covariance
+from sim2real.plant import repeated
+from sim2real.randomization.mujoco_simulator import available_threads
+from sim2real.recipe import Recipe
+from sim2real.run_directory import RunDirectory, read_json, write_json
+from sim2real.stages import Controller, Setup
+from sim2real.world_model import EnsembleDynamics
+
+STAGES = ("identify", "observe", "pretrain", "finetune", "adapt", "evaluate", "control", "report")
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told how a run goes.
+
+    Attributes:
+        begin: a stage begins: its name.
+        say: a line within it.
+        end: a stage has ended: its name, the seconds it took, whether it had finished before.
+    """
+
+    begin: Callable[[str], None] = lambda _: None
+    say: Callable[[str], None] = lambda _: None
+    end: Callable[[str, float, bool], None] = lambda _a, _b, _c: None
+
+
+def run(
+    recipe: Recipe,
+    output: Path = Path("runs"),
+    *,
+    until: str = "report",
+    again: bool = False,
+    watcher: Watcher | None = None,
+) -> Path:
+    """Run a recipe, or go on with a run of the same recipe that was interrupted.
+
+    Args:
+        recipe: what to do.
+        output: folder of runs; this one goes to `<name>-<fingerprint of the recipe>`.
+        until: the last stage to run, one of `STAGES`.
+        again: start over where the run had finished.
+        watcher: told about progress.
+
+    Returns:
+        the run directory, with recipe.yaml, metrics.json, report.html, posterior/ and model/.
+
+    Raises:
+        Sim2RealError: with one line that says what to mend; what had finished stays.
+    """
+    if until not in STAGES:
+        raise RecipeError(f"no stage named {until!r}{did_you_mean(until, STAGES)}")
+    watch = watcher or Watcher()
+    torch.set_num_threads(available_threads())
+    directory = RunDirectory(output / f"{recipe.name}-{recipe.digest()}")
+    if again and directory.finished(until):
+        directory.clear()
+    (directory.path / "recipe.yaml").write_text(recipe.to_yaml())
+    _Run(directory, stages.prepare(recipe), watch).to(until)
+    return directory.path
+
+
+class _Run:
+    """The stages of one run. Each reads what it needs from the directory, so that resuming changes nothing."""
+
+    def __init__(self, directory: RunDirectory, setup: Setup, watch: Watcher) -> None:
+        self.directory, self.setup, self.watch = directory, setup, watch
+        self.path = directory.path
+
+    def to(self, until: str) -> None:
+        for name in STAGES[: STAGES.index(until) + 1]:
+            before = self.directory.finished(name)
+            self.watch.begin(name)
+            # the report is cheap and depends on everything: always anew
+            if name == "report":
+                self.report()
+                self.watch.end(name, 0.0, False)
+                continue
+            document = self.directory.stage(name, getattr(self, name))
+            self.watch.end(name, float(document["seconds"]), before)
+
+    # what finished stages left behind
+
+    @property
+    def posterior(self) -> Posterior:
+        return Posterior.load(self.path / "posterior")
+
+    def model(self, which: str) -> EnsembleDynamics:
+        return EnsembleDynamics.load(self.path / "model" / which)
+
+    def result(self, stage: str) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(self.path / "stages" / f"{stage}.json")["result"]
+        return found
+
+    def observation(self) -> tuple[Observation, np.ndarray]:
+        found = self.result("observe")
+        return Observation(found["span"], found["bandwidth"]), np.array(found["covariance"])
+
+    # the stages
+
+    def identify(self) -> dict[str, Any]:
+        posterior = stages.identify_stage(self.setup, self.watch.say)
+        posterior.save(self.path / "posterior")
+        return {"parameters": posterior.summary(), "evidence": posterior.evidence, "noise": posterior.noise.tolist()}
+
+    def observe(self) -> dict[str, Any]:
+        setup, values = self.setup, self.posterior.values
+        observation, errors = stages.choose_observer(setup, values)
+        recordings = [*setup.recordings.train, *setup.recordings.validation]
+        covariance = start_covariance(setup.plant, values, observation, recordings, setup.channels)
+        return {
+            "span": observation.span,
+            "bandwidth": observation.bandwidth,
+            "validation_nrmse": errors,
+            "covariance": covariance.tolist(),
+        }
+
+    def pretrain(self) -> dict[str, Any]:
+        setup, posterior = self.setup, self.posterior
+        _, covariance = self.observation()
+        draws = posterior.sample(setup.rng("members"), setup.recipe.model.members)
+        stages.pretrain(setup, setup.plant, draws, covariance, self.watch.say).save(self.path / "model" / "pretrained")
+        return {}
+
+    def finetune(self) -> dict[str, Any]:
+        observation, _ = self.observation()
+        found = stages.finetune_stage(
+            self.setup, self.model("pretrained"), self.posterior, observation, self.watch.say
+        )
+        found.model.save(self.path / "model" / "finetuned")
+        return {"accepted": found.accepted, "reason": found.reason, "crps": found.crps}
+
+    def adapt(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for shift in self.setup.recordings.shift:
+            name = shift.recording.name
+            adaptation = stages.adapt_stage(self.setup, self.posterior, shift, self.watch.say)
+            adaptation.posterior.save(self.path / "posterior" / "adapted" / name)
+            found[name] = {
+                **adaptation.to_json(),
+                "seconds": shift.after,
+                "parameters": adaptation.posterior.summary(),
+            }
+            self._adapt_model(name, adaptation)
+        return found
+
+    def _adapt_model(self, name: str, adaptation: Adaptation) -> None:
+        """Train the world model anew on simulations of the robot as it is now."""
+        _, covariance = self.observation()
+        setup = self.setup
+        draws = adaptation.posterior.sample(setup.rng("members"), setup.recipe.model.members)
+        self.watch.say(f"training the world model for {name}")
+        model = stages.pretrain(setup, setup.plant, draws, covariance, self.watch.say)
+        model.save(self.path / "model" / "adapted" / name)
+
+    def evaluate(self) -> dict[str, Any]:
+        setup = self.setup
+        observation, covariance = self.observation()
+        compared = stages.predictors(
+            setup, self.posterior, self.model("pretrained"), self.model("finetuned"), observation, covariance
+        )
+        adapted: dict[str, dict[str, Predictor]] = {}
+        for shift in setup.recordings.shift:
+            name = shift.recording.name
+            posterior = Posterior.load(self.path / "posterior" / "adapted" / name)
+            draws = posterior.sample(setup.rng("draws"), stages.DRAWS)
+            adapted[name] = {
+                "adapted_simulator": stages.simulator_predictor(
+                    setup, posterior.values, draws, observation, covariance
+                ),
+                "adapted_model": stages.model_predictor(
+                    setup, self.model(f"adapted/{name}"), posterior.values, observation
+                ),
+            }
+        return stages.evaluate_stage(setup, compared, adapted, self.watch.say)
+
+    def control(self) -> dict[str, Any]:
+        setup = self.setup
+        if setup.twin is None:
+            return {"not_applicable": "recordings cannot answer a controller; give the recipe a `twin:` to try it on"}
+        observation, covariance = self.observation()
+        posterior, twin = self.posterior, setup.twin
+        nominal = {name: setup.plant.nominal()[name] for name in posterior.names}
+        rivals = {"before": (setup.plant, nominal), "oracle": (twin.plant, twin.values)}
+        controllers = {
+            "fallback": Controller(None, setup.plant, posterior.values),
+            "after": Controller(self.model("finetuned"), setup.plant, posterior.values),
+        }
+        for name, (plant, values) in rivals.items():
+            self.watch.say(f"training the world model of {name}")
+            members = repeated(values, setup.recipe.model.members)
+            model = stages.pretrain(setup, plant, members, covariance, self.watch.say)
+            model.save(self.path / "model" / name)
+            controllers[name] = Controller(self.model(name), plant, values)
+        runs = stages.control_stage(setup, controllers, observation, self.watch.say)
+        stages.save_runs(runs, self.path / "closed_loop.npz")
+        target, joints = setup.recipe.control.target, setup.plant.degrees_of_freedom
+        each = {name: stages.returns(r, joints, target) for name, r in runs.items()}
+        return {
+            "returns": {name: float(v.mean()) for name, v in each.items()},
+            "each": {name: v.tolist() for name, v in each.items()},
+            "milliseconds": {name: float(np.median(r.milliseconds)) for name, r in runs.items()},
+        }
+
+    def report(self) -> None:
+        from sim2real.report import write_report
+
+        metrics = self.metrics()
+        write_json(self.path / "metrics.json", metrics)
+        write_report(self.path)
+
+    def metrics(self) -> dict[str, Any]:
+        """Assemble metrics.json from what the stages said."""
+        setup, identified = self.setup, self.result("identify")
+        control = self.result("control")
+        seconds = {s: read_json(self.path / "stages" / f"{s}.json")["seconds"] for s in STAGES[:-1]}
+        nominal = setup.plant.nominal()
+        parameters = {n: {**p, "nominal": nominal[n]} for n, p in identified["parameters"].items()}
+        if setup.twin is not None:
+            for name, value in setup.twin.values.items():
+                if name in parameters:
+                    parameters[name]["truth"] = value
+        return {
+            "name": setup.recipe.name,
+            "seed": setup.recipe.seed,
+            "robot": setup.recipe.robot,
+            "joints": list(setup.plant.model.joint_names),
+            "recorded_seconds": {
+                "train": sum(e.duration for e in setup.recordings.train),
+                "validation": sum(e.duration for e in setup.recordings.validation),
+                "test": sum(e.duration for e in setup.recordings.test),
+            },
+            "scores": self.result("evaluate"),
+            "parameters": parameters,
+            "identification": identified["evidence"] | {"noise": identified["noise"]},
+            "observer": {k: v for k, v in self.result("observe").items() if k != "covariance"},
+            "finetune": self.result("finetune"),
+            "adaptation": self.result("adapt"),
+            "closed_loop": control.get("returns"),
+            "closed_loop_each": control.get("each"),
+            "closed_loop_not_applicable": control.get("not_applicable"),
+            "planning_milliseconds": control.get("milliseconds"),
+            "seconds": seconds,
+            "environment": {
+                "sim2real": __version__,
+                "python": platform.python_version(),
+                "machine": f"{platform.machine()}, {available_threads()} cores, no GPU"
+                if not torch.cuda.is_available()
+                else f"{platform.machine()}, {torch.cuda.get_device_name()}",
+                **{p: importlib.metadata.version(p) for p in ("mujoco", "torch", "numpy", "scipy")},
+                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            },
+        }

@@ -1,0 +1,159 @@
+"""A plant: simulated robots behind their execution chain, from commands to states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim2real.adapters import BoundChain, Chain, PlantView
+from sim2real.errors import NonFiniteError, ParameterError, did_you_mean
+from sim2real.randomization import MujocoSimulator, RobotModel, Simulator
+
+Array = NDArray[np.float64]
+Values = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Plant:
+    """What identification, observers and twins simulate: a robot model behind an execution chain.
+
+    A value: `start(n)` makes n of them to step.
+
+    Attributes:
+        model: the robot.
+        chain: what happens to a command before it moves a joint.
+        timestep: substep of the simulation [s].
+        threads: to step on; 0 means all cores.
+    """
+
+    model: RobotModel
+    chain: Chain = field(default_factory=Chain)
+    timestep: float = 0.001
+    threads: int = 0
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        return int(self.model.mj.nv)
+
+    @property
+    def actions(self) -> int:
+        return int(self.model.mj.nu)
+
+    def nominal(self) -> dict[str, float]:
+        """Return every parameter's nominal value, of the dynamics and of the execution."""
+        return {**self.model.nominal, **self.chain.nominal()}
+
+    def units(self) -> dict[str, str]:
+        """Return every parameter's unit."""
+        return {**{k: a.unit for k, a in self.model.addresses.items()}, **self.chain.units()}
+
+    def start(self, n: int, values: Values | None = None) -> RunningPlant:
+        """Return n plants with the given parameters (name -> (n,)), nominal where not given."""
+        simulator = MujocoSimulator(self.model, n, self.timestep, self.threads)
+        running = RunningPlant(simulator, self.chain.bind(n, self.actions, self.timestep), self._actuated())
+        running.write(values or {})
+        return running
+
+    def without_chain(self) -> Plant:
+        """Return the plant with an empty chain: for measured efforts, which have been through the real one."""
+        return Plant(self.model, Chain(), self.timestep, self.threads)
+
+    def _actuated(self) -> NDArray[np.int_]:
+        """The degree of freedom that each actuator drives."""
+        joints = self.model.mj.actuator_trnid[:, 0]
+        return np.asarray(self.model.mj.jnt_dofadr[joints], int)
+
+
+class RunningPlant:
+    """n plants at work: a `ParameterStore` over dynamics and execution together.
+
+    Args:
+        simulator: of n plants.
+        chain: bound to n.
+        actuated: (A,) the degree of freedom that each action drives.
+    """
+
+    def __init__(self, simulator: Simulator, chain: BoundChain, actuated: NDArray[np.int_]) -> None:
+        self.simulator, self.chain, self._actuated = simulator, chain, actuated
+
+    @property
+    def n(self) -> int:
+        return self.simulator.n
+
+    def nominal(self) -> dict[str, float]:
+        return {**self.simulator.nominal(), **self.chain.nominal()}
+
+    def units(self) -> dict[str, str]:
+        return {**self.simulator.units(), **self.chain.units()}
+
+    def read(self) -> dict[str, Array]:
+        return {**self.simulator.read(), **self.chain.read()}
+
+    def write(self, values: Values, mask: NDArray[np.bool_] | None = None) -> None:
+        """Write dynamics into the simulator and the rest into the chain; see `ParameterStore.write`."""
+        known = self.nominal()
+        for name in values:
+            if name not in known:
+                raise ParameterError(f"no parameter named {name!r}{did_you_mean(name, known)}")
+        of_chain = self.chain.nominal()
+        self.simulator.write({k: v for k, v in values.items() if k not in of_chain}, mask)
+        self.chain.write({k: v for k, v in values.items() if k in of_chain}, mask)
+
+    def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
+        self.simulator.set_state(state, mask)
+
+    def state(self) -> Array:
+        return self.simulator.state()
+
+    def reset(self, state: Array, before: Array | None = None) -> None:
+        """Put every plant into `state` (n, X), its chain as the commands `before` (n, B, A) left it.
+
+        Args:
+            state: positions, then velocities.
+            before: one command a substep, the last one just before now. Stages with feedback see a plant held still.
+        """
+        self.simulator.set_state(state)
+        self.chain.reset()
+        if before is None:
+            return
+        if not self.chain.chain.feedback:
+            self.chain.apply(before)
+            return
+        view = self._view()
+        for k in range(before.shape[1]):
+            self.chain.apply(before[:, k : k + 1], view)
+
+    def step(self, commands: Array) -> Array:
+        """Send `commands` (n, K, A), one row a substep; return the states after each substep (n, K, X)."""
+        if not self.chain.chain.feedback:
+            return self.simulator.step(self.chain.apply(commands))
+        states = []
+        for k in range(commands.shape[1]):
+            effort = self.chain.apply(commands[:, k : k + 1], self._view())
+            states.append(self.simulator.step(effort))
+        return np.concatenate(states, 1)
+
+    def _view(self) -> PlantView:
+        state, columns, dof = self.simulator.state(), self._actuated, self.simulator.degrees_of_freedom
+        return PlantView(
+            position=state[:, columns],
+            velocity=state[:, dof + columns],
+            effective_inertia=self.simulator.effective_inertia()[:, columns],
+            load=self.simulator.bias_effort()[:, columns],
+        )
+
+
+def require_finite(value: Array, what: str) -> Array:
+    """Return `value`, or raise a NonFiniteError that says what it is."""
+    if not np.isfinite(value).all():
+        raise NonFiniteError(f"{what} is not finite ({int((~np.isfinite(value)).sum())} of {value.size} numbers)")
+    return value
+
+
+def repeated(values: Mapping[str, float], n: int) -> dict[str, Array]:
+    """Return `{name: number}` as `{name: (n,)}`."""
+    return {name: np.full(n, float(value)) for name, value in values.items()}
+

@@ -1,0 +1,126 @@
+"""What every predictor returns: a mean, and the two kinds of uncertainty about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import optimize, stats
+from torch import Tensor
+
+from sim2real.episodes import Array
+from sim2real.errors import NonFiniteError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of H future observations, in their units.
+
+    The two variances add up to the predictive one (law of total variance over the members of an ensemble, or over the
+    draws of a posterior): `aleatoric` is the mean of the members' variances, `epistemic` the variance of their means.
+
+    Attributes:
+        mean: (..., H, O).
+        aleatoric: (..., H, O) variance that more data would not remove.
+        epistemic: (..., H, O) variance for want of data.
+        horizon: (H,) [s].
+    """
+
+    mean: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    horizon: Tensor
+
+    @classmethod
+    def from_members(cls, means: Tensor, variances: Tensor, horizon: Tensor) -> Prediction:
+        """Combine members: `means` and `variances` (members, ..., H, O)."""
+        return cls(means.mean(0), variances.mean(0), means.var(0, unbiased=False), horizon)
+
+    @property
+    def variance(self) -> Tensor:
+        """(..., H, O)."""
+        return self.aleatoric + self.epistemic
+
+    def interval(self, level: float) -> tuple[Tensor, Tensor]:
+        """Return the ends of the central normal interval of the given probability: two of (..., H, O)."""
+        half = float(stats.norm.ppf(0.5 + level / 2)) * self.variance.sqrt()
+        return self.mean - half, self.mean + half
+
+    def require_finite(self, what: str) -> Prediction:
+        """Return itself, or raise a NonFiniteError that names the predictor."""
+        for part in ("mean", "aleatoric", "epistemic"):
+            if not torch.isfinite(getattr(self, part)).all():
+                raise NonFiniteError(f"{what} predicted a {part} that is not finite; train it on more or cleaner data")
+        return self
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """Variance as real data show it: `scale^2 * variance + floor^2`, per horizon and channel.
+
+    Attributes:
+        scale: (H, O) factor on the standard deviation.
+        floor: (H, O) standard deviation that is added [unit of the channel].
+    """
+
+    scale: Array
+    floor: Array
+
+    @classmethod
+    def fit(cls, prediction: Prediction, truth: Tensor) -> Recalibration:
+        """Fit by maximum likelihood on held-out windows.
+
+        Args:
+            prediction: of N windows, (N, H, O).
+            truth: (N, H, O).
+        """
+        error2 = ((prediction.mean - truth) ** 2).double().numpy()
+        variance = prediction.variance.double().numpy()
+        shape = error2.shape[1:]
+        scale, floor = np.empty(shape), np.empty(shape)
+        for index in np.ndindex(shape):
+            e, v = error2[(slice(None), *index)], variance[(slice(None), *index)]
+            spread, size = float(np.sqrt(v.mean())), float(np.sqrt(e.mean()))
+            best = min(
+                (_likelihood(e, v, spread, size, start) for start in ((1.0, 0.1), (0.1, 1.0), (3.0, 0.3))),
+                key=lambda found: found[0],
+            )
+            scale[index], floor[index] = best[1], best[2]
+        return cls(scale, floor)
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """Return the prediction with recalibrated variances; the floor counts as aleatoric."""
+        scale2 = torch.as_tensor(self.scale**2, dtype=prediction.mean.dtype)
+        floor2 = torch.as_tensor(self.floor**2, dtype=prediction.mean.dtype)
+        return Prediction(
+            prediction.mean,
+            prediction.aleatoric * scale2 + floor2,
+            prediction.epistemic * scale2,
+            prediction.horizon,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"scale": self.scale.tolist(), "floor": self.floor.tolist()}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Recalibration:
+        return cls(np.array(document["scale"]), np.array(document["floor"]))
+
+
+def _likelihood(
+    error2: Array, variance: Array, spread: float, size: float, start: tuple[float, float]
+) -> tuple[float, float, float]:
+    """Minimise the normal negative log likelihood over (scale, floor) from one start; both relative to the errors."""
+    unit = size / max(spread, 1e-12)
+
+    def nll(x: Array) -> float:
+        v = np.exp(2 * x[0]) * unit**2 * variance + np.exp(2 * x[1]) * size**2 + 1e-18
+        return float(np.mean(np.log(v) + error2 / v))
+
+    # bounded: a variance that is zero everywhere leaves the scale undetermined
+    bounds = [(-5.0, 2.0), (-5.0, 2.0)]
+    solution = optimize.minimize(nll, np.log(start), method="L-BFGS-B", bounds=bounds)
+    scale = float(np.exp(solution.x[0])) * unit if spread > 0 else 1.0
+    return float(solution.fun), scale, float(np.exp(solution.x[1])) * size

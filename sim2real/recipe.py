@@ -1,0 +1,274 @@
+"""Recipes: one YAML file that says what the pipeline does. Validated once, here; overridden by `section.key=value`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sim2real.errors import RecipeError, did_you_mean
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ShiftSection(Section):
+    """A recording of a changed robot: adapt to its first seconds, score what comes after."""
+
+    recording: str
+    adapt_seconds: float = Field(gt=0)
+
+
+class SplitSection(Section):
+    """Which recordings are for what. Choices are made on train and validation only."""
+
+    train: list[str]
+    validation: list[str]
+    test: list[str] = []
+    shift: list[ShiftSection] = []
+
+
+class RecordingSection(Section):
+    """How a twin is recorded."""
+
+    seconds: float = Field(20.0, gt=2)
+    validation_share: float = Field(0.25, gt=0, lt=0.9)
+    test_seconds: float = Field(10.0, gt=2)
+    hold: float = Field(0.02, gt=0)
+    frequencies: tuple[float, ...] = (0.35, 0.8, 1.7)
+
+
+class TwinSection(Section):
+    """A simulated robot to discover; `parameters` and stages are its truth, which the pipeline is not told."""
+
+    parameters: dict[str, float] = {}
+    execution: list[dict[str, Any]] | None = None
+    perception: list[dict[str, Any]] = []
+    timestep: float | None = Field(None, gt=0)
+    period: float = Field(0.01, gt=0)
+    record: RecordingSection = RecordingSection()
+
+
+class IdentifySection(Section):
+    """Settings of the identification."""
+
+    window: float = Field(0.5, gt=0)
+    stride: float = Field(0.5, gt=0)
+    block: float = Field(1.0, gt=0)
+    tries: int = Field(24, ge=0)
+    starts: int = Field(2, ge=1)
+    rounds: int = Field(2, ge=1)
+    samples: int = Field(400, ge=10)
+
+
+class ObserverSection(Section):
+    """The state estimate that predictions start from; the bandwidth is chosen on validation recordings."""
+
+    span: float = Field(0.1, gt=0)
+    bandwidths: tuple[float, ...] = (20.0, 30.0, 45.0, 70.0)
+
+
+class ExcitationSection(Section):
+    """Where simulated training data lie: half width of positions, spread of velocities, as a share of the limit."""
+
+    position: float = Field(3.141592653589793, gt=0)
+    velocity: float = Field(5.0, gt=0)
+
+
+class ModelSection(Section):
+    """The world model and its pre-training."""
+
+    timestep: float = Field(0.02, gt=0)
+    history: int = Field(4, ge=1)
+    members: int = Field(5, ge=2)
+    hidden: tuple[int, ...] = (64, 64)
+    stretches: int = Field(200, ge=10)
+    steps: int = Field(25, ge=2)
+    iterations: int = Field(2000, ge=1)
+    rollout_iterations: int = Field(0, ge=0)
+    rate: float = Field(0.01, gt=0)
+    excitation: ExcitationSection = ExcitationSection()
+
+
+class FinetuneSection(Section):
+    """Dynamics-only fine-tuning."""
+
+    iterations: int = Field(200, ge=1)
+    steps: int = Field(15, ge=2)
+    anchor: float = Field(1.0, ge=0)
+    replay_weight: float = Field(0.3, ge=0)
+    rate: float = Field(0.001, gt=0)
+
+
+class ControlSection(Section):
+    """The controller, and how it is tried on the twin."""
+
+    limit: float = Field(gt=0)
+    target: float = 3.141592653589793
+    horizon: float = Field(1.0, gt=0)
+    candidates: int = Field(200, ge=10)
+    iterations: int = Field(1, ge=1)
+    noise: float = Field(0.6, gt=0)
+    temperature: float = Field(0.1, gt=0)
+    fallback_gain: float = Field(0.2, ge=0)
+    seconds: float = Field(6.0, gt=0)
+    starts: int = Field(10, ge=1)
+
+
+class SweepSection(Section):
+    """A search over keys of the recipe, scored on validation recordings."""
+
+    keys: dict[str, str]
+    trials: int = Field(8, ge=1)
+    objective: Literal["identify", "finetune"] = "identify"
+    concurrent: int = Field(2, ge=1)
+
+
+class Recipe(Section):
+    """What `sim2real run` reads. Exactly one of `logs` and `twin` says where the recordings come from."""
+
+    name: str
+    seed: int = 0
+    robot: str
+    timestep: float = Field(0.001, gt=0)
+    positions: list[str] = ["position"]
+    execution: list[dict[str, Any]] = []
+    parameters: dict[str, str]
+    logs: str | None = None
+    log_schema: str | dict[str, Any] | None = None
+    split: SplitSection | None = None
+    twin: TwinSection | None = None
+    identify: IdentifySection = IdentifySection()
+    observer: ObserverSection = ObserverSection()
+    model: ModelSection = ModelSection()
+    finetune: FinetuneSection = FinetuneSection()
+    control: ControlSection
+    sweep: SweepSection | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Recipe:
+        if (self.twin is None) == (self.split is None):
+            raise ValueError("needs either `twin:` (a simulated robot) or `logs:`, `log_schema:` and `split:` (recordings)")
+        if self.split is not None and (self.logs is None or self.log_schema is None):
+            raise ValueError("`split:` needs `logs:` (a folder of recordings) and `log_schema:` (what its columns are)")
+        return self
+
+    def digest(self) -> str:
+        """Return a short fingerprint of everything that the results depend on."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"sweep"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe, which `load_recipe` reads."""
+        return yaml.safe_dump(
+            self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120
+        )
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `section.key=value` overrides, whose values are YAML.
+
+    Paths in the recipe (`robot`, `logs`, `log_schema`) are relative to the recipe; those in overrides to the present folder.
+
+    Raises:
+        RecipeError: the file does not exist or is not YAML, or a key is unknown, missing or of the wrong type.
+    """
+    file = Path(path)
+    if not file.is_file():
+        near = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
+        raise RecipeError(f"no recipe at {file}{did_you_mean(file.name, near)}")
+    try:
+        document = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{file} must be a mapping of keys such as name, robot, parameters; found {type(document).__name__}")
+    for key in ("robot", "logs", "log_schema"):
+        if isinstance(document.get(key), str):
+            document[key] = _relative_to(document[key], file.resolve().parent, is_robot=key == "robot")
+    for override in overrides:
+        _override(document, override)
+    return parse_recipe(document, str(file))
+
+
+def parse_recipe(document: Mapping[str, Any], where: str) -> Recipe:
+    """Validate a recipe; `where` names it in errors.
+
+    Raises:
+        RecipeError: with every problem, a line each.
+    """
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        problems = [_explain(dict(e)) for e in error.errors()]
+        raise RecipeError(f"{where}: " + "; ".join(problems)) from None
+
+
+def _explain(error: dict[str, Any]) -> str:
+    path = [str(p) for p in error["loc"]]
+    dotted = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for part in path[:-1]:
+            section = _section_of(section, part)
+        known = section.model_fields if section is not None else {}
+        return f"unknown key {dotted!r}{did_you_mean(path[-1], known)}"
+    if error["type"] == "missing":
+        return f"key {dotted!r} is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    found = "" if not dotted else f", found {error['input']!r}"
+    return f"{dotted + ': ' if dotted else ''}{message[:1].lower()}{message[1:]}{found}"
+
+
+def _section_of(section: Any, part: str) -> Any:
+    """The section class that a key of a section holds, or None."""
+    if section is None or part not in getattr(section, "model_fields", {}):
+        return section if part.isdigit() else None
+    annotation = section.model_fields[part].annotation
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+
+
+def _relative_to(value: str, folder: Path, is_robot: bool) -> str:
+    if is_robot and not Path(value).suffix:
+        return value  # the name of a packaged robot
+    return str((folder / Path(value).expanduser()).resolve())
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"an override is section.key=value, found {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"{key}: cannot read the value {text!r} as YAML") from None
+    if key in ("robot", "logs", "log_schema") and isinstance(value, str):
+        value = _relative_to(value, Path.cwd(), is_robot=key == "robot")
+    place: Any = document
+    *sections, last = _split_key(key, document)
+    for part in sections:
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        if not isinstance(place, dict):
+            raise RecipeError(f"{key}: {part!r} is not a section")
+    place[last] = value
+
+
+def _split_key(key: str, document: Mapping[str, Any]) -> list[str]:
+    """Split a dotted key; names of parameters have dots of their own: `parameters.execution.latency.delay`."""
+    head, _, rest = key.partition(".")
+    if head == "parameters" and rest:
+        return [head, rest]
+    if head == "twin" and rest.startswith("parameters."):
+        return [head, "parameters", rest.removeprefix("parameters.")]
+    return key.split(".")

@@ -1,0 +1,466 @@
+"""The stages of the loop: recordings, identification, world model, fine-tuning, adaptation, evaluation, control.
+
+Each stage is a function of plain values that a notebook can call; `pipeline.run` strings them together.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sim2real.adapters import Chain
+from sim2real.calibration import (
+    Adaptation,
+    FinetuneResult,
+    Posterior,
+    adapt,
+    finetune_dynamics,
+    identify,
+)
+from sim2real.control import Run, closed_loop
+from sim2real.episodes import Array, Episode
+from sim2real.errors import LogError
+from sim2real.estimation import ModelObserver, Observation
+from sim2real.evaluation import (
+    EnsemblePredictor,
+    Predictor,
+    Questions,
+    SimulatorPredictor,
+    mean_scores,
+    persistence,
+    score,
+    start_covariance,
+)
+from sim2real.logs import LogSchema, read_logs
+from sim2real.planning import MPPI, Damping, Policy, Upright, upright_reward
+from sim2real.plant import Plant, repeated
+from sim2real.prediction import Prediction, Recalibration
+from sim2real.randomization import ParameterSet, RobotModel
+from sim2real.recipe import Recipe
+from sim2real.twin import Twin, excite
+from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Excitation, Stretches, fit, from_episodes, simulate
+
+Progress = Callable[[str], None]
+# Posterior draws that a simulator's predictive spread is made of.
+DRAWS = 16
+# What a few seconds of a changed robot make of these predictors, and whose recalibration the result keeps.
+HEIR_OF = {"adapted_simulator": "identified_simulator", "adapted_model": "finetuned_model"}
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A recording of a changed robot: the seconds to adapt to, and all of it to score what comes after them."""
+
+    adapt_to: Episode
+    recording: Episode
+    after: float
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """What the pipeline learns from, chooses on, and is scored on."""
+
+    train: list[Episode]
+    validation: list[Episode]
+    test: list[Episode]
+    shift: list[Shift]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A recipe made real.
+
+    Attributes:
+        recipe: what was asked for.
+        plant: the robot model behind the chain of the recipe, all nominal.
+        prior: over the parameters, as the recipe has it.
+        channels: the observations that are joint positions.
+        twin: the robot to discover, where there is one.
+        recordings: to learn from and to be scored on.
+    """
+
+    recipe: Recipe
+    plant: Plant
+    prior: ParameterSet
+    channels: list[str]
+    twin: Twin | None
+    recordings: Recordings
+
+    def rng(self, stage: str) -> np.random.Generator:
+        """Return the generator of a stage: the same whether or not the stages before it were resumed."""
+        return np.random.default_rng([self.recipe.seed, zlib.crc32(stage.encode())])
+
+
+def prepare(recipe: Recipe, threads: int = 0) -> Setup:
+    """Load the robot, and record the twin or read the logs.
+
+    Raises:
+        Sim2RealError: what the recipe names does not exist or cannot be read.
+    """
+    plant = Plant(RobotModel(recipe.robot), Chain.from_config(recipe.execution), recipe.timestep, threads)
+    prior = ParameterSet.parse(recipe.parameters, plant.units())
+    prior.against(plant.nominal())
+    twin = _twin(recipe, plant)
+    if twin is not None:
+        recordings = record_twin(twin, recipe)
+    else:
+        recordings = read_recordings(recipe)
+    names = [n for n, _ in recordings.train[0].channels.observations]
+    channels = list(recipe.positions)
+    if len(channels) != plant.degrees_of_freedom:
+        raise LogError(
+            f"the robot has {plant.degrees_of_freedom} joints ({', '.join(plant.model.joint_names)}), but `positions:` names "
+            f"{len(channels)} observations ({', '.join(channels)}); the recordings have {', '.join(names)}"
+        )
+    for channel in channels:
+        recordings.train[0].channels.column(channel)
+    actions = len(recordings.train[0].channels.actions)
+    if actions != plant.actions:
+        raise LogError(f"the robot has {plant.actions} actuators, the recordings {actions} actions")
+    return Setup(recipe, plant, prior, channels, twin, recordings)
+
+
+def _twin(recipe: Recipe, plant: Plant) -> Twin | None:
+    section = recipe.twin
+    if section is None:
+        return None
+    chain = plant.chain if section.execution is None else Chain.from_config(section.execution)
+    body = Plant(plant.model, chain, section.timestep or plant.timestep, plant.threads)
+    return Twin(body, section.parameters, Chain.from_config(section.perception), section.period)
+
+
+def record_twin(twin: Twin, recipe: Recipe) -> Recordings:
+    """Record a twin: one log, split in time for training and validation, and another one for testing."""
+    assert recipe.twin is not None
+    settings = recipe.twin.record
+    rng = np.random.default_rng([recipe.seed, zlib.crc32(b"record")])
+    limit = np.full(twin.plant.actions, recipe.control.limit)
+    log, test = (
+        twin.record(name, excite(rng, seconds, settings.hold, limit, settings.frequencies), settings.hold)
+        for name, seconds in (("recording", settings.seconds), ("test_recording", settings.test_seconds))
+    )
+    cut = settings.seconds * (1 - settings.validation_share)
+    return Recordings(
+        [log.slice(0, cut, "recording (training part)")],
+        # a gap, so that no window of one part touches the other
+        [log.slice(cut + 0.1, settings.seconds, "recording (validation part)")],
+        [test],
+        [],
+    )
+
+
+def read_recordings(recipe: Recipe) -> Recordings:
+    """Read the logs that a recipe names."""
+    assert recipe.split is not None and recipe.logs is not None and recipe.log_schema is not None
+    split, schema = recipe.split, LogSchema.load(recipe.log_schema)
+    names = [*split.train, *split.validation, *split.test, *(s.recording for s in split.shift)]
+    by_name = {e.name: e for e in read_logs(recipe.logs, schema, list(dict.fromkeys(names)))}
+    return Recordings(
+        [by_name[n] for n in split.train],
+        [by_name[n] for n in split.validation],
+        [by_name[n] for n in split.test],
+        [
+            Shift(by_name[s.recording].slice(0, s.adapt_seconds), by_name[s.recording], s.adapt_seconds)
+            for s in split.shift
+        ],
+    )
+
+
+def identify_stage(setup: Setup, progress: Progress) -> Posterior:
+    """Identify the parameters on the training recordings."""
+    return identify(
+        setup.plant,
+        setup.recordings.train,
+        setup.prior,
+        channels=setup.channels,
+        rng=setup.rng("identify"),
+        progress=progress,
+        **setup.recipe.identify.model_dump(),
+    )
+
+
+def choose_observer(setup: Setup, values: Mapping[str, float]) -> tuple[Observation, dict[str, float]]:
+    """Choose the observer's bandwidth by the identified simulator's error on the validation recordings."""
+    errors = {}
+    for bandwidth in setup.recipe.observer.bandwidths:
+        observation = Observation(setup.recipe.observer.span, bandwidth)
+        predictor = simulator_predictor(setup, values, {}, observation)
+        rows = [
+            score(predictor(q), q, setup.plant.model.joint_names, setup.rng("observer")) for q in validation(setup)
+        ]
+        errors[f"{bandwidth:g}"] = mean_scores(rows, "mean_nrmse")
+    best = min(errors, key=lambda b: errors[b])
+    return Observation(setup.recipe.observer.span, float(best)), errors
+
+
+def validation(setup: Setup) -> list[Questions]:
+    """Return what the validation recordings ask."""
+    return [Questions.of(e, setup.channels) for e in setup.recordings.validation]
+
+
+def simulator_predictor(
+    setup: Setup,
+    values: Mapping[str, float],
+    draws: Mapping[str, Array],
+    observation: Observation,
+    covariance: Array | None = None,
+) -> SimulatorPredictor:
+    """Return a predictor that simulates the recipe's plant with the given parameters."""
+    size = 2 * setup.plant.degrees_of_freedom
+    zero = np.zeros((size, size))
+    return SimulatorPredictor(
+        setup.plant, dict(values), draws, zero if covariance is None else covariance, observation, setup.channels
+    )
+
+
+def model_predictor(
+    setup: Setup, model: EnsembleDynamics, values: Mapping[str, float], observation: Observation
+) -> EnsemblePredictor:
+    """Return a predictor that asks a world model, from an observer with the given parameters."""
+    late = [v for k, v in values.items() if k.startswith("execution.") and k.endswith((".delay", ".time_constant"))]
+    return EnsemblePredictor(model, setup.plant, dict(values), observation, setup.channels, advance=float(sum(late)))
+
+
+def simulated_stretches(setup: Setup, plant: Plant, draws: Mapping[str, Array], stage: str) -> Stretches:
+    """Simulate training data for a world model: one draw of the parameters a member."""
+    recipe, joints = setup.recipe.model, setup.plant.degrees_of_freedom
+    excitation = Excitation(
+        (setup.recipe.control.limit,) * plant.actions,
+        (recipe.excitation.velocity,) * joints,
+        (recipe.excitation.position,) * joints,
+    )
+    return simulate(
+        plant,
+        draws,
+        excitation,
+        stretches=recipe.stretches,
+        steps=recipe.steps,
+        history=recipe.history,
+        timestep=recipe.timestep,
+        rng=setup.rng(stage),
+    )
+
+
+def pretrain(
+    setup: Setup, plant: Plant, draws: Mapping[str, Array], covariance: Array, progress: Progress
+) -> EnsembleDynamics:
+    """Train a world model on simulations, each member on its own draw of the parameters.
+
+    Args:
+        setup: the run.
+        plant: what is simulated.
+        draws: name -> (members,).
+        covariance: (X, X) of the state estimates that predictions will start from.
+        progress: called with a line now and then.
+    """
+    recipe = setup.recipe.model
+    config = EnsembleConfig(
+        wraps=setup.plant.model.wraps,
+        actions=plant.actions,
+        timestep=recipe.timestep,
+        history=recipe.history,
+        members=recipe.members,
+        hidden=recipe.hidden,
+    )
+    progress("simulating")
+    data = simulated_stretches(setup, plant, draws, "pretrain")
+    model = EnsembleDynamics(config, seed=setup.recipe.seed)
+    fit(
+        model,
+        data,
+        step_iterations=recipe.iterations,
+        rollout_iterations=recipe.rollout_iterations,
+        rate=recipe.rate,
+        seed=setup.recipe.seed,
+        progress=progress,
+    )
+    model.start_covariance.copy_(torch.as_tensor(covariance, dtype=torch.float32))
+    return model
+
+
+def finetune_stage(
+    setup: Setup, model: EnsembleDynamics, posterior: Posterior, observation: Observation, progress: Progress
+) -> FinetuneResult:
+    """Fine-tune the dynamics on the training recordings; the validation recordings decide whether it stays."""
+    recipe, config = setup.recipe.finetune, model.config
+    commanded = [e for e in setup.recordings.train if e.action_source == "commanded"]
+    real = from_episodes(
+        commanded, setup.channels, steps=recipe.steps, history=config.history, timestep=config.timestep
+    )
+    draws = posterior.sample(setup.rng("replay"), config.members)
+    replay = simulated_stretches(setup, setup.plant, draws, "replay") if recipe.replay_weight > 0 else None
+    return finetune_dynamics(
+        model,
+        real,
+        answer=lambda m, q: model_predictor(setup, m, posterior.values, observation)(q),
+        held_out=validation(setup),
+        replay=replay,
+        replay_weight=recipe.replay_weight,
+        anchor=recipe.anchor,
+        iterations=recipe.iterations,
+        rate=recipe.rate,
+        seed=setup.recipe.seed,
+        progress=progress,
+    )
+
+
+def adapt_stage(setup: Setup, posterior: Posterior, shift: Shift, progress: Progress) -> Adaptation:
+    """Find what changed about the robot from the first seconds of a recording."""
+    return adapt(
+        setup.plant,
+        posterior,
+        [shift.adapt_to],
+        channels=setup.channels,
+        window=setup.recipe.identify.window,
+        rng=setup.rng(f"adapt {shift.recording.name}"),
+        progress=progress,
+    )
+
+
+def predictors(
+    setup: Setup,
+    posterior: Posterior,
+    pretrained: EnsembleDynamics,
+    finetuned: EnsembleDynamics,
+    observation: Observation,
+    covariance: Array,
+) -> dict[str, Predictor]:
+    """Return the five predictors that every run compares."""
+    nominal = {name: setup.plant.nominal()[name] for name in posterior.names}
+    draws = posterior.sample(setup.rng("draws"), DRAWS)
+    no_news = repeated(nominal, DRAWS)
+    return {
+        "persistence": persistence,
+        "nominal_simulator": simulator_predictor(setup, nominal, no_news, observation, covariance),
+        "identified_simulator": simulator_predictor(setup, posterior.values, draws, observation, covariance),
+        "pretrained_model": model_predictor(setup, pretrained, posterior.values, observation),
+        "finetuned_model": model_predictor(setup, finetuned, posterior.values, observation),
+    }
+
+
+def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibration:
+    """Fit the recalibration of a predictor on held-out questions."""
+    predictions = [predictor(q) for q in held_out]
+    pooled = Prediction(
+        torch.cat([p.mean for p in predictions]),
+        torch.cat([p.aleatoric for p in predictions]),
+        torch.cat([p.epistemic for p in predictions]),
+        predictions[0].horizon,
+    )
+    return Recalibration.fit(pooled, torch.as_tensor(np.concatenate([q.truth for q in held_out])))
+
+
+def evaluate_stage(
+    setup: Setup,
+    compared: Mapping[str, Predictor],
+    adapted: Mapping[str, Mapping[str, Predictor]],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Score predictors on every recording that is held out.
+
+    Args:
+        setup: the run.
+        compared: predictors by name; each is recalibrated on the validation recordings.
+        adapted: for each shifted recording, what adaptation made of some of them, by the names of `HEIR_OF`.
+        progress: called with a line now and then.
+
+    Returns:
+        `{split: {recording: {predictor: scores}}}`; shifted recordings are scored after the adaptation seconds.
+    """
+    joints = setup.plant.model.joint_names
+    held_out = validation(setup)
+    calibrations: dict[str, Recalibration] = {}
+    for name, predictor in compared.items():
+        progress(f"recalibrating {name}")
+        calibrations[name] = recalibrate(predictor, held_out)
+    questions = {
+        "validation": [(q.episode.name, q) for q in held_out],
+        "test": [(e.name, Questions.of(e, setup.channels)) for e in setup.recordings.test],
+        "shift": [
+            (s.recording.name, Questions.of(s.recording, setup.channels, after=s.after)) for s in setup.recordings.shift
+        ],
+    }
+    scores: dict[str, Any] = {}
+    for split, asked in questions.items():
+        for recording, q in asked:
+            progress(f"scoring {recording}")
+            rows = {n: (p, calibrations[n]) for n, p in compared.items()}
+            if split == "shift":
+                rows |= {n: (p, calibrations[HEIR_OF[n]]) for n, p in adapted.get(recording, {}).items()}
+            scores.setdefault(split, {})[recording] = {
+                n: score(calibration.apply(predictor(q)).require_finite(n), q, joints, setup.rng(f"score {recording}"))
+                for n, (predictor, calibration) in rows.items()
+            }
+    return scores
+
+
+@dataclass(frozen=True)
+class Controller:
+    """A world model with the observer that it plans from; `model` None is the fallback alone."""
+
+    model: EnsembleDynamics | None
+    plant: Plant
+    values: dict[str, float]
+
+
+def control_stage(
+    setup: Setup, controllers: Mapping[str, Controller], observation: Observation, progress: Progress
+) -> dict[str, Run]:
+    """Let each controller swing up the same twins from the same starts."""
+    assert setup.twin is not None
+    recipe, twin = setup.recipe.control, setup.twin
+    dof, n = twin.plant.degrees_of_freedom, recipe.starts
+    limit = np.full(twin.plant.actions, recipe.limit)
+    starts = np.zeros((n, 2 * dof))
+    starts[:, :dof] = setup.rng("starts").uniform(-0.5, 0.5, (n, dof))
+    runs = {}
+    for name, controller in controllers.items():
+        policy: Policy
+        history = setup.recipe.model.history
+        if controller.model is None:
+            policy = Damping(recipe.fallback_gain, limit)
+        else:
+            policy = MPPI(
+                controller.model,
+                Upright(target=recipe.target),
+                limit,
+                horizon=recipe.horizon,
+                candidates=recipe.candidates,
+                iterations=recipe.iterations,
+                noise=recipe.noise,
+                temperature=recipe.temperature,
+                seed=setup.recipe.seed,
+            )
+        observer = ModelObserver(controller.plant.start(n, repeated(controller.values, n)), observation.bandwidth)
+        runs[name] = closed_loop(
+            twin,
+            policy,
+            observer,
+            starts,
+            seconds=recipe.seconds,
+            period=setup.recipe.model.timestep,
+            limit=limit,
+            history=history,
+            progress=lambda share, name=name: progress(f"{name}: {100 * share:.0f} %"),  # type: ignore[misc]
+        )
+    return runs
+
+
+def returns(run: Run, joints: int, target: float) -> Array:
+    """Return how upright each robot was on average, 0 to 1: (n,)."""
+    return upright_reward(torch.as_tensor(run.states[:, 1:, :joints]), target=target).mean(1).numpy()
+
+
+def save_runs(runs: Mapping[str, Run], path: Path) -> None:
+    """Write what the robots did as one npz: `<controller>.states` (n, T + 1, X), `.commands` (n, T, A), `.milliseconds`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        f"{name}.{part}": getattr(run, part) for name, run in runs.items() for part in ("states", "commands", "milliseconds")
+    }
+    np.savez_compressed(path, time=next(iter(runs.values())).time, **arrays)  # type: ignore[arg-type]

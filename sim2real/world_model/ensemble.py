@@ -1,0 +1,242 @@
+"""The world model: a probabilistic ensemble of one-step dynamics, rolled out for as long as is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sim2real.errors import ModelError, NonFiniteError
+from sim2real.estimation import Estimate
+from sim2real.prediction import Prediction
+from sim2real.world_model.network import BatchedMLP
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Architecture of an `EnsembleDynamics`.
+
+    Attributes:
+        wraps: for each joint, whether its angle matters only modulo 2 pi (it is then seen as sine and cosine).
+        actions: width of a command.
+        timestep: of the model and of its commands [s].
+        history: commands that the network sees, the one about to act included; must span latency and lag.
+        members: of the ensemble.
+        hidden: widths of the hidden layers.
+    """
+
+    wraps: tuple[bool, ...]
+    actions: int
+    timestep: float
+    history: int = 4
+    members: int = 5
+    hidden: tuple[int, ...] = (64, 64)
+
+    @property
+    def joints(self) -> int:
+        return len(self.wraps)
+
+    @property
+    def features(self) -> int:
+        return sum(2 if w else 1 for w in self.wraps) + self.joints + self.history * self.actions
+
+
+class EnsembleDynamics(nn.Module):
+    """An ensemble of M networks that predict the next state from the state and a short history of commands.
+
+    The state is the causal estimate of joint positions and velocities (`StateEstimator`), which carries the history of the
+    observations. Each network returns, normalised, the change of the velocities over a step and what the positions do
+    beyond the mean velocity of the step, with a log variance for each: positions come from velocities by construction.
+
+    Tensors are float32. M members, B rollouts, X = 2 D state numbers, A actions, L commands of history.
+
+    Args:
+        config: the architecture.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, config: EnsembleConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        generator = torch.Generator().manual_seed(seed)
+        self.dynamics = BatchedMLP(
+            config.members, config.features, 4 * config.joints, tuple(config.hidden), generator
+        )
+        d = config.joints
+        # normalisers: set once by `normalise`, never trained
+        self.register_buffer("feature_mean", torch.zeros(config.features))
+        self.register_buffer("feature_scale", torch.ones(config.features))
+        self.register_buffer("target_scale", torch.ones(2 * d))
+        self.register_buffer("log_variance_low", torch.full((2 * d,), -14.0))
+        self.register_buffer("log_variance_high", torch.full((2 * d,), 2.0))
+        # covariance of the error of the state estimate that predictions start from, (X, X)
+        self.register_buffer("start_covariance", torch.zeros(2 * d, 2 * d))
+
+    feature_mean: Tensor
+    feature_scale: Tensor
+    target_scale: Tensor
+    log_variance_low: Tensor
+    log_variance_high: Tensor
+    start_covariance: Tensor
+
+    def features(self, state: Tensor, commands: Tensor) -> Tensor:
+        """Return the normalised input of the networks.
+
+        Args:
+            state: (..., X).
+            commands: (..., L, A), oldest first, the last one about to act.
+        """
+        d = self.config.joints
+        parts = []
+        for i, wraps in enumerate(self.config.wraps):
+            angle = state[..., i : i + 1]
+            parts += [torch.sin(angle), torch.cos(angle)] if wraps else [angle]
+        raw = torch.cat([*parts, state[..., d:], commands.flatten(-2)], -1)
+        return (raw - self.feature_mean) / self.feature_scale
+
+    def normalise(self, state: Tensor, commands: Tensor, following: Tensor) -> None:
+        """Set the normalisers from transitions: states (N, X), commands (N, L, A), next states (N, X)."""
+        self.feature_mean.zero_()
+        self.feature_scale.fill_(1.0)
+        raw = self.features(state, commands)
+        self.feature_mean.copy_(raw.mean(0))
+        self.feature_scale.copy_(raw.std(0).clamp_min(1e-6))
+        self.target_scale.copy_(self.raw_target(state, following).std(0).clamp_min(1e-9))
+
+    def raw_target(self, state: Tensor, following: Tensor) -> Tensor:
+        """Return what the networks predict, not normalised: velocity change, position beyond the mean velocity."""
+        d, dt = self.config.joints, self.config.timestep
+        velocity = 0.5 * (state[..., d:] + following[..., d:])
+        return torch.cat(
+            [following[..., d:] - state[..., d:], following[..., :d] - state[..., :d] - dt * velocity], -1
+        )
+
+    def step(self, state: Tensor, commands: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance one model step.
+
+        Args:
+            state: (M, B, X).
+            commands: (M, B, L, A), the last one about to act.
+
+        Returns:
+            mean of the next state (M, B, X), and the log variances of the normalised targets (M, B, X).
+        """
+        d, dt = self.config.joints, self.config.timestep
+        out = self.dynamics(self.features(state, commands))
+        target, log_variance = out[..., : 2 * d] * self.target_scale, out[..., 2 * d :]
+        # soft bounds (Chua et al. 2018, appendix A.1)
+        log_variance = self.log_variance_high - nn.functional.softplus(self.log_variance_high - log_variance)
+        log_variance = self.log_variance_low + nn.functional.softplus(log_variance - self.log_variance_low)
+        q, v = state[..., :d], state[..., d:]
+        v_next = v + target[..., :d]
+        q_next = q + dt * 0.5 * (v + v_next) + target[..., d:]
+        return torch.cat([q_next, v_next], -1), log_variance
+
+    def rollout(self, state: Tensor, commands: Tensor, noise: torch.Generator | None = None) -> Tensor:
+        """Roll members out side by side, each along its own trajectory.
+
+        Args:
+            state: (M, B, X) at the start.
+            commands: (M, B, L - 1 + H, A) or broadcastable: the history, then one command a step.
+            noise: generator of the aleatoric noise of each step; without it the means are followed.
+
+        Returns:
+            (M, B, H, X) states after each step.
+        """
+        d, dt, history = self.config.joints, self.config.timestep, self.config.history
+        path = []
+        for k in range(commands.shape[-2] - history + 1):
+            state, log_variance = self.step(state, commands[..., k : k + history, :])
+            if noise is not None:
+                kick = torch.randn(state.shape, generator=noise) * torch.exp(0.5 * log_variance) * self.target_scale
+                state = state + torch.cat([kick[..., d:] + 0.5 * dt * kick[..., :d], kick[..., :d]], -1)
+            path.append(state)
+        return torch.stack(path, -2)
+
+    @torch.no_grad()
+    def predict(self, estimate: Estimate, actions: np.ndarray, particles: int = 16, seed: int = 0) -> Prediction:
+        """Predict the states that follow a sequence of commands, by trajectory sampling with members kept (TSinf).
+
+        Args:
+            estimate: of B plants: states (B, X) and the last L - 1 commands or more.
+            actions: (B, H, A) commands to come, one a model step.
+            particles: trajectories a member; the first follows the means.
+            seed: of the sampled noise and starts.
+
+        Returns:
+            a Prediction of the states after each step: (B, H, X).
+
+        Raises:
+            ModelError: the estimate knows too few commands.
+            NonFiniteError: the model diverges.
+        """
+        m, back = self.config.members, self.config.history - 1
+        if estimate.commands.shape[1] < back:
+            raise ModelError(f"the model needs the last {back} commands, the estimate has {estimate.commands.shape[1]}")
+        past = estimate.commands[:, estimate.commands.shape[1] - back :]
+        commands = torch.as_tensor(np.concatenate([past, actions], 1), dtype=torch.float32)
+        state = torch.as_tensor(estimate.state, dtype=torch.float32)
+        many, size = state.shape
+        generator = torch.Generator().manual_seed(seed)
+        values, vectors = torch.linalg.eigh(self.start_covariance)
+        root = vectors * values.clamp_min(0).sqrt()
+        start = state + torch.randn(m, particles, many, size, generator=generator) @ root.T
+        means = self.rollout(state.expand(m, many, size), commands.expand(m, *commands.shape))
+        sampled = self.rollout(
+            start.reshape(m, particles * many, size),
+            commands.repeat(particles, 1, 1).expand(m, -1, -1, -1),
+            noise=generator,
+        ).reshape(m, particles, many, -1, size)
+        if not torch.isfinite(means).all():
+            raise NonFiniteError("the world model diverged: its mean prediction is not finite; train it on more data")
+        within = sampled.var(1, unbiased=True)
+        horizon = self.config.timestep * torch.arange(1, actions.shape[1] + 1)
+        return Prediction.from_members(means, within, horizon)
+
+    def anchors(self) -> list[Tensor]:
+        """Return a copy of the trainable weights: what fine-tuning is anchored to."""
+        return [p.detach().clone() for p in self.dynamics.parameters()]
+
+    def save(self, directory: Path, extra: Mapping[str, Any] | None = None) -> None:
+        """Write `config.json` and `model.safetensors` into a directory, which is made."""
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, directory / "model.safetensors")
+        document = {"format_version": FORMAT_VERSION, "class": "EnsembleDynamics", **asdict(self.config), **(extra or {})}
+        (directory / "config.json").write_text(json.dumps(document, indent=1))
+
+    @classmethod
+    def load(cls, directory: Path) -> EnsembleDynamics:
+        """Read what `save` wrote.
+
+        Raises:
+            ModelError: files are missing, damaged or of another format.
+        """
+        try:
+            document = json.loads((directory / "config.json").read_text())
+            tensors = load_file(directory / "model.safetensors")
+        except FileNotFoundError as error:
+            raise ModelError(f"no model in {directory}: expected {Path(error.filename or '').name}") from None
+        except (ValueError, SafetensorError) as error:
+            raise ModelError(f"the model in {directory} is damaged: {error}") from None
+        if document.get("format_version") != FORMAT_VERSION:
+            raise ModelError(
+                f"the model in {directory} has format {document.get('format_version')}, this version reads {FORMAT_VERSION}"
+            )
+        fields = EnsembleConfig.__dataclass_fields__
+        config = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in fields}
+        model = cls(EnsembleConfig(**config))
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ModelError(f"the weights in {directory} do not fit its config.json: {error}") from None
+        return model
