@@ -45,6 +45,7 @@ class Chain:
 
         Raises:
             RecipeError: an unknown stage or argument.
+            ParameterError: an argument outside its range.
         """
         built = []
         for config in stages:
@@ -94,9 +95,7 @@ class BoundChain:
         self.chain, self.n, self.width, self.dt = chain, n, width, dt
         self._xp = array_api_compat.array_namespace(like)
         self._like = like
-        self._values = {
-            name: self._full(value) for name, value in chain.nominal().items()
-        }
+        self._values = {name: self._full(value) for name, value in chain.nominal().items()}
         self._states = self._initial()
 
     def _full(self, value: float) -> Signal:
@@ -128,11 +127,11 @@ class BoundChain:
         """
         xp = self._xp
         ranges = {s.parameter(f): field for s in self.chain.stages for f, field in s.FIELDS.items()}
+        device, checked = array_api_compat.device(self._like), {}
         for name, value in values.items():
             if name not in ranges:
                 raise ParameterError(f"no parameter named {name!r}{did_you_mean(name, ranges)}")
-            device = array_api_compat.device(self._like)
-            new = xp.asarray(value, dtype=self._like.dtype, device=device)
+            new = xp.asarray(value, dtype=self._like.dtype, device=device, copy=True)
             if tuple(new.shape) not in ((self.n,), (self.n, 1), (self.n, self.width)):
                 raise ParameterError(
                     f"{name}: expected ({self.n},) or ({self.n}, {self.width}) values, found shape {tuple(new.shape)}"
@@ -145,11 +144,13 @@ class BoundChain:
                 )
             if mask is not None:
                 new = xp.where(xp.asarray(mask, device=device)[:, None], new, self._values[name])
-            self._values[name] = new
+            checked[name] = new
+        self._values.update(checked)
 
     def read(self) -> dict[str, Signal]:
         """Return what is in force: name -> (n,), or (n, width) where channels differ."""
-        return {k: v[:, 0] if v.shape[1] == 1 else v for k, v in self._values.items()}
+        copies = {k: self._xp.asarray(v, copy=True) for k, v in self._values.items()}
+        return {k: v[:, 0] if v.shape[1] == 1 else v for k, v in copies.items()}
 
     def reset(self, mask: NDArray[np.bool_] | None = None) -> None:
         """Put the rows that `mask` (n,) selects back to rest, all by default."""

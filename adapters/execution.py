@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import array_api_compat
+
 from sim2real.adapters.stage import Context, Field, Signal, Stage, State
 from sim2real.errors import ParameterError
 
@@ -36,6 +38,17 @@ class Latency(Stage):
     kind: ClassVar[str] = "latency"
     FIELDS: ClassVar[dict[str, Field]] = {"delay": Field("s")}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.delay <= self.longest:
+            raise self._too_long(self.delay)
+
+    def _too_long(self, delay: float) -> ParameterError:
+        return ParameterError(
+            f"execution.{self.name}.delay: at most {self.longest:g} s fits the delay line, found {delay:g} s; "
+            "give the stage a larger `longest`"
+        )
+
     def _length(self, context: Context) -> int:
         return math.ceil(self.longest / context.dt - 1e-9) + 1
 
@@ -49,15 +62,13 @@ class Latency(Stage):
         n, steps, width = signal.shape
         delay = xp.broadcast_to(context.parameters["delay"], (n, width)) / context.dt
         if bool(xp.any(delay > self.longest / context.dt + 1e-6)):
-            raise ParameterError(
-                f"execution.{self.name}.delay: at most {self.longest:g} s fits the delay line, found "
-                f"{float(xp.max(delay)) * context.dt:g} s; give the stage a larger `longest`"
-            )
+            raise self._too_long(float(xp.max(delay)) * context.dt)
         line = xp.concat([line, signal], axis=1)
         # a hair below an integer is that integer: 0.003 / 0.001 must be three substeps
         whole = xp.floor(delay + 1e-9)
         fraction = (delay - whole)[:, None, :]
-        now = xp.arange(steps, dtype=xp.int64)[None, :, None] + self._length(context)
+        device = array_api_compat.device(signal)
+        now = xp.arange(steps, dtype=xp.int64, device=device)[None, :, None] + self._length(context)
         late = now - xp.astype(whole, xp.int64)[:, None, :]
         near = xp.take_along_axis(line, late, axis=1)
         far = xp.take_along_axis(line, xp.clip(late - 1, 0, None), axis=1)
@@ -71,12 +82,20 @@ class DeadZone(Stage):
     Attributes:
         width: half width of the zone [effort].
         shape: "offset" subtracts the width from what exceeds it (continuous); "hard" passes it whole.
+
+    Raises:
+        ParameterError: another shape.
     """
 
     width: float = 0.0
     shape: Literal["offset", "hard"] = "offset"
     kind: ClassVar[str] = "dead_zone"
     FIELDS: ClassVar[dict[str, Field]] = {"width": Field("N·m")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape not in ("offset", "hard"):
+            raise ParameterError(f"{self.name}: the shape of a dead zone is offset or hard, found {self.shape!r}")
 
     def init(self, n: int, width: int, context: Context) -> State:
         return ()

@@ -62,6 +62,7 @@ class FilteredDifference(Stage):
         for k in range(signal.shape[1]):
             difference = (signal[:, k] - last) / context.dt * seen
             velocity = velocity + gain * (difference - velocity)
-            last, seen = signal[:, k], xp.ones_like(seen)
+            # a copy: the caller may use the memory of the signal again
+            last, seen = xp.asarray(signal[:, k], copy=True), xp.ones_like(seen)
             out.append(velocity)
         return (last, velocity, seen), xp.concat([signal, xp.stack(out, axis=1)], axis=-1)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar
+
+from sim2real.errors import ParameterError
 
 # A numpy array or a torch tensor: stages are written against the array API standard and serve both.
 Signal = Any
@@ -56,6 +59,9 @@ class Stage(ABC):
 
     Attributes:
         name: of the stage in parameter names; two stages of one kind need two names.
+
+    Raises:
+        ParameterError: a nominal value outside the range of its field.
     """
 
     name: str = ""
@@ -68,6 +74,13 @@ class Stage(ABC):
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.kind)
+        for name, field in self.FIELDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not field.low <= value <= field.high:
+                raise ParameterError(
+                    f"{self.parameter(name)}: expected a number in [{field.low:g}, {field.high:g}] {field.unit}, "
+                    f"found {value!r}"
+                )
 
     def nominal(self) -> dict[str, float]:
         """Return `{parameter name: nominal value}`."""

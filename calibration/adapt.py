@@ -115,7 +115,16 @@ def adapt(
 
     def fitted(prior: ParameterSet) -> Posterior:
         return identify(
-            plant, episodes, prior, channels=channels, window=window, stride=stride, tries=8, starts=1, rounds=1, rng=rng
+            plant,
+            episodes,
+            prior,
+            channels=channels,
+            window=window,
+            stride=stride,
+            tries=8,
+            starts=1,
+            rounds=1,
+            rng=rng,
         )
 
     commanded = any(e.action_source == "commanded" for e in episodes)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sim2real.episodes import Array
 from sim2real.evaluation import HORIZONS, Questions, gaussian_crps
 from sim2real.prediction import Prediction, Recalibration
 from sim2real.world_model.dataset import Stretches
@@ -18,6 +20,8 @@ from sim2real.world_model.training import batches, change_scale, optimise, rollo
 
 # A horizon may get worse by this share of its CRPS before the gate refuses.
 MARGIN = 0.05
+# Share of bootstrap draws in which the new model must be the better one.
+SURE = 0.9
 Answer = Callable[[EnsembleDynamics, Questions], Prediction]
 
 
@@ -102,46 +106,74 @@ def finetune_dynamics(
         if replay is not None and replay_weight > 0:
             value = value + replay_weight * part(replay, replay_scale, torch.ones(members, 1))
         distance = sum(
-            ((w - old) / size).square().sum() for w, (old, size) in zip(tuned.dynamics.parameters(), anchors, strict=True)
+            ((w - old) / size).square().sum()
+            for w, (old, size) in zip(tuned.dynamics.parameters(), anchors, strict=True)
         )
         return value + pull * distance / members
 
     optimise(tuned, loss, iterations, rate, lambda i, v: progress(f"fine-tune {i + 1}/{iterations}: loss {v:.3f}"))
     before, after = (_crps(answer, m, held_out) for m in (model, tuned))
-    accepted, reason = gate(before, after)
-    return FinetuneResult(tuned if accepted else model, accepted, reason, {"before": before, "after": after})
+    blocks, first = [], 0
+    for questions in held_out:
+        blocks.append(first + questions.blocks())
+        first = int(blocks[-1].max()) + 1
+    accepted, reason = gate(before, after, np.concatenate(blocks), np.random.default_rng(seed))
+    crps = {
+        name: {f"{h:g}": float(v) for h, v in zip(HORIZONS, rows.mean(0), strict=True)}
+        for name, rows in (("before", before), ("after", after))
+    }
+    return FinetuneResult(tuned if accepted else model, accepted, reason, crps)
 
 
-def gate(before: dict[str, float], after: dict[str, float]) -> tuple[bool, str]:
-    """Decide whether a model may replace another, from their CRPS per horizon on held-out recordings.
+def gate(
+    before: Array, after: Array, blocks: NDArray[np.int_], rng: np.random.Generator, draws: int = 2000
+) -> tuple[bool, str]:
+    """Decide whether a model may replace another, from their CRPS on the same held-out windows.
 
-    Accepted when the CRPS pooled over horizons (each relative to the old one) falls, and no horizon rises by more than 5 %.
+    Accepted when the CRPS pooled over horizons (each relative to the old one) falls in at least 90 % of bootstrap draws of
+    one-second blocks, so that luck is not taken for progress, and no horizon rises by more than 5 %.
+
+    Args:
+        before: (W, H) of the old model.
+        after: (W, H) of the new one.
+        blocks: (W,) the block of time of each window.
+        rng: of the bootstrap.
+        draws: of the bootstrap.
+
+    Returns:
+        whether the new model is accepted, and why, in words.
     """
-    ratio = {h: after[h] / before[h] for h in before}
-    pooled = float(np.exp(np.mean(np.log(list(ratio.values())))))
-    worst = max(ratio, key=lambda h: ratio[h])
-    change = f"CRPS on held-out recordings changed by {100 * (pooled - 1):+.1f} % (pooled over horizons)"
-    if pooled >= 1:
-        return False, f"refused: {change}; the pre-trained model stays"
+    many = int(blocks.max()) + 1
+    total = np.stack([[np.bincount(blocks, column, many) for column in rows.T] for rows in (before, after)])
+    picked = rng.integers(many, size=(draws, many))
+    resampled = total[:, :, picked].sum(-1)
+    pooled = np.log(resampled[1] / resampled[0]).mean(0)
+    sure = float((pooled < 0).mean())
+    ratio = after.mean(0) / before.mean(0)
+    change = 100 * (float(np.exp(np.log(ratio).mean())) - 1)
+    said = f"CRPS on held-out recordings changed by {change:+.1f} % (pooled over horizons)"
+    if change >= 0:
+        return False, f"refused: {said}; the pre-trained model stays"
+    if sure < SURE:
+        return (
+            False,
+            f"refused: {said}, but only {100 * sure:.0f} % of resampled blocks agree; the pre-trained model stays",
+        )
+    worst = int(np.argmax(ratio))
     if ratio[worst] > 1 + MARGIN:
-        return False, f"refused: {change}, but by {100 * (ratio[worst] - 1):+.1f} % at {worst} s; the pre-trained model stays"
-    return True, f"accepted: {change}"
+        rise = f"by {100 * (ratio[worst] - 1):+.1f} % at {HORIZONS[worst]:g} s"
+        return False, f"refused: {said}, but {rise}; the pre-trained model stays"
+    return True, f"accepted: {said}, in {100 * sure:.0f} % of resampled blocks"
 
 
-def _crps(answer: Answer, model: EnsembleDynamics, held_out: Sequence[Questions]) -> dict[str, float]:
-    """CRPS per horizon, each model with the variance that suits it best: what counts here is the motion it predicts."""
+def _crps(answer: Answer, model: EnsembleDynamics, held_out: Sequence[Questions]) -> Array:
+    """(W, H) CRPS, each model with the variance that suits it best: what counts here is the motion it predicts."""
     predictions = [answer(model, questions).require_finite("the world model") for questions in held_out]
-    pooled = Prediction(
-        torch.cat([p.mean for p in predictions]),
-        torch.cat([p.aleatoric for p in predictions]),
-        torch.cat([p.epistemic for p in predictions]),
-        predictions[0].horizon,
-    )
+    pooled = Prediction.concatenate(predictions)
     truth = np.concatenate([q.truth for q in held_out])
     pooled = Recalibration.fit(pooled, torch.as_tensor(truth)).apply(pooled)
     error = pooled.mean.double().numpy() - truth
-    crps = gaussian_crps(error, pooled.variance.double().numpy()).mean((0, 2))
-    return {f"{h:g}": float(v) for h, v in zip(HORIZONS, crps, strict=True)}
+    return gaussian_crps(error, pooled.variance.double().numpy()).mean(2)
 
 
 def _block_weights(block: Tensor, members: int, generator: torch.Generator) -> Tensor:

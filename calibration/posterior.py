@@ -128,7 +128,9 @@ class Posterior(ParameterSet):
         try:
             document = json.loads(path.read_text())
         except FileNotFoundError:
-            raise ModelError(f"no posterior in {directory}: expected {path.name}; run `sim2real identify` first") from None
+            raise ModelError(
+                f"no posterior in {directory}: expected {path.name}; run `sim2real identify` first"
+            ) from None
         except ValueError as error:
             raise ModelError(f"{path} is not valid JSON ({error}); identify again") from None
         if document.get("format_version") != FORMAT_VERSION:

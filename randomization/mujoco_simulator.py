@@ -73,20 +73,23 @@ class MujocoSimulator:
         """Write values (name -> (n,)), let inertias follow masses, recompute derived constants, and read back."""
         check_values(values, self.model.addresses, self.n)
         rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
-        for name, value in values.items():
-            address = self.model.address(name)
+        values = {name: np.asarray(value, float) for name, value in values.items()}
+        for name, value in values.items():  # all are checked before the first is written
+            address, nominal = self.model.address(name), self.model.nominal[name]
             if name.endswith((".mass", ".armature", ".damping", ".frictionloss")) and (value[rows] < 0).any():
                 raise ParameterError(f"{name}: cannot be negative, found {value[rows].min():g} {address.unit}")
+            if address.follower and nominal <= 0:
+                raise ParameterError(f"{name}: its inertia cannot follow a nominal mass of {nominal:g} kg")
+        for name, value in values.items():
+            address = self.model.address(name)
             self._batch.expand(address.field)[(rows, *address.index)] = address.sign * value[rows]
             if address.follower:
                 # always against the nominal row, so that writing twice is writing once
-                nominal = self.model.nominal[name]
-                if nominal <= 0:
-                    raise ParameterError(f"{name}: its inertia cannot follow a nominal mass of {nominal:g} kg")
                 row = self.model.nominal_row(address.follower)[address.index]
-                self._batch.expand(address.follower)[(rows, *address.index)] = row * (value[rows] / nominal)[:, None]
+                factor = value[rows] / self.model.nominal[name]
+                self._batch.expand(address.follower)[(rows, *address.index)] = row * factor[:, None]
             self._written.add(name)
-        if values:
+        if values and rows.any():
             self._batch.set_const(np.flatnonzero(rows).astype(np.int32))
         in_force = self.read()
         for name, value in values.items():
@@ -103,32 +106,48 @@ class MujocoSimulator:
         return out
 
     def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
-        rows = slice(None) if mask is None else np.asarray(mask, bool)
+        rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
         dof = self.degrees_of_freedom
-        self._qpos[rows], self._qvel[rows] = state[..., :dof], state[..., dof:]
+        self._qpos[rows], self._qvel[rows] = state[rows, :dof], state[rows, dof:]
 
     def state(self) -> Array:
         return np.concatenate([self._qpos, self._qvel], 1)
 
     def step(self, effort: Array) -> Array:
+        self._require_finite("effort", effort)
+        self._require_finite("state", self.state())
+        warned = self._batch.warning[..., 1].sum(1)  # how often each kind was raised
         out: Array = self._batch.rollout(effort.shape[1], effort, record=(self._state_spec,))[self._state_spec]
-        if not np.isfinite(out[:, -1]).all():
-            plant = int(np.flatnonzero(~np.isfinite(out[:, -1]).all(-1))[0])
-            raise NonFiniteError(
-                f"plant {plant} left the finite numbers; its parameters: "
-                + ", ".join(f"{k}={v[plant]:g}" for k, v in self.read().items() if k in self._written)
-            )
+        # MuJoCo puts a plant that diverges back to rest, which looks finite: only its warnings tell
+        diverged = np.flatnonzero(self._batch.warning[..., 1].sum(1) > warned)
+        if len(diverged):
+            raise NonFiniteError(f"plant {diverged[0]} left the finite numbers{self._written_values(diverged[0])}")
         return out
+
+    def _require_finite(self, what: str, value: Array) -> None:
+        import mujoco
+
+        # MuJoCo takes what is larger than its mjMAXVAL for infinite, and replaces it by zero
+        bad = ~(np.abs(value) <= mujoco.mjMAXVAL).reshape(self.n, -1).all(1)
+        if bad.any():
+            plant = int(bad.argmax())
+            raise NonFiniteError(f"plant {plant} has a {what} that is not finite{self._written_values(plant)}")
+
+    def _written_values(self, plant: int) -> str:
+        values = [f"{k}={v[plant]:g}" for k, v in self.read().items() if k in self._written]
+        return f"; its parameters: {', '.join(values)}" if values else ""
 
     def effective_inertia(self) -> Array:
         import mujoco
 
+        inertia = self._batch.bind("M")  # before `forward`, which fills what is bound
         self._batch.forward(stage=int(mujoco.mjtStage.mjSTAGE_POS))
         diagonal = self._compiled.M_rowadr + self._compiled.M_rownnz - 1
-        return np.array(self._batch.bind("M")[:, diagonal])
+        return np.array(inertia[:, diagonal])
 
     def bias_effort(self) -> Array:
         import mujoco
 
+        bias, passive = self._batch.bind("qfrc_bias"), self._batch.bind("qfrc_passive")
         self._batch.forward(stage=int(mujoco.mjtStage.mjSTAGE_VEL))
-        return np.array(self._batch.bind("qfrc_bias") - self._batch.bind("qfrc_passive"))
+        return np.array(bias - passive)

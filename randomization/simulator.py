@@ -30,7 +30,7 @@ class Simulator(ParameterStore, Protocol):
         ...
 
     def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
-        """Set the states (n, X) of the plants that `mask` (n,) selects, all by default."""
+        """Set the plants that `mask` (n,) selects, all by default, to their rows of `state` (n, X)."""
         ...
 
     def state(self) -> Array:

@@ -138,7 +138,7 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
         console.print(f"fine-tuning {_plain(result('finetune')['reason'])}")
         console.print(f"model: {_plain(str(directory / 'model' / 'finetuned'))}")
     else:
-        console.print(_score_table(result("evaluate")))
+        console.print(_score_table(result("evaluate")["scores"]))
     if verb == "run":
         from sim2real.report import findings
 

@@ -78,6 +78,12 @@ class Questions:
         return cls(episode, starts, t[ends] - t[starts][:, None], q[starts], q[ends])
 
 
+    def blocks(self) -> NDArray[np.int_]:
+        """Return the one-second block of the recording that each window starts in: (W,), numbered from 0."""
+        t = self.episode.observed_at[self.starts]
+        return np.asarray(np.unique((t - t[0]).astype(int), return_inverse=True)[1])
+
+
 def _nearest(t: Array, at: Array, after: NDArray[np.int_]) -> NDArray[np.int_]:
     right = np.searchsorted(t, at)
     left_is_nearer = np.abs(t[right - 1] - at) <= np.abs(t[np.minimum(right, len(t) - 1)] - at)
@@ -235,8 +241,7 @@ def score(
     nrmse = np.sqrt((error**2).mean(0)) / np.maximum((truth - now[:, None]).std(0), 1e-9)
     nll = 0.5 * (np.log(2 * np.pi * variance) + error**2 / variance)
     crps = gaussian_crps(error, variance)
-    t = questions.episode.observed_at[questions.starts]
-    blocks = np.unique((t - t[0]).astype(int), return_inverse=True)[1]
+    blocks = questions.blocks()
 
     def by_joint(values: Array) -> dict[str, float]:
         return {n: float(v) for n, v in zip(names, values, strict=True)}

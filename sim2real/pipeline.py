@@ -69,13 +69,18 @@ def run(
     if until not in STAGES:
         raise RecipeError(f"no stage named {until!r}{did_you_mean(until, STAGES)}")
     watch = watcher or Watcher()
-    torch.set_num_threads(available_threads())
+    set_threads()
     directory = RunDirectory(output / f"{recipe.name}-{recipe.digest()}")
     if again and directory.finished(until):
         directory.clear()
     (directory.path / "recipe.yaml").write_text(recipe.to_yaml())
     _Run(directory, stages.prepare(recipe), watch).to(until)
     return directory.path
+
+
+def set_threads() -> None:
+    """Set the threads of torch once, to the cores of this process; MuJoCo's follow the same number."""
+    torch.set_num_threads(available_threads())
 
 
 class _Run:
@@ -151,7 +156,7 @@ class _Run:
     def adapt(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for shift in self.setup.recordings.shift:
-            name = shift.recording.name
+            name = shift.name
             adaptation = stages.adapt_stage(self.setup, self.posterior, shift, self.watch.say)
             adaptation.posterior.save(self.path / "posterior" / "adapted" / name)
             found[name] = {
@@ -174,23 +179,20 @@ class _Run:
     def evaluate(self) -> dict[str, Any]:
         setup = self.setup
         observation, covariance = self.observation()
+        posterior = self.posterior
         compared = stages.predictors(
-            setup, self.posterior, self.model("pretrained"), self.model("finetuned"), observation, covariance
+            setup, posterior, self.model("pretrained"), self.model("finetuned"), observation, covariance
         )
         adapted: dict[str, dict[str, Predictor]] = {}
         for shift in setup.recordings.shift:
-            name = shift.recording.name
-            posterior = Posterior.load(self.path / "posterior" / "adapted" / name)
-            draws = posterior.sample(setup.rng("draws"), stages.DRAWS)
-            adapted[name] = {
-                "adapted_simulator": stages.simulator_predictor(
-                    setup, posterior.values, draws, observation, covariance
-                ),
-                "adapted_model": stages.model_predictor(
-                    setup, self.model(f"adapted/{name}"), posterior.values, observation
-                ),
-            }
-        return stages.evaluate_stage(setup, compared, adapted, self.watch.say)
+            now = Posterior.load(self.path / "posterior" / "adapted" / shift.name)
+            draws = now.sample(setup.rng("draws"), stages.DRAWS)
+            simulator = stages.simulator_predictor(setup, now.values, draws, observation, covariance)
+            model = stages.model_predictor(setup, self.model(f"adapted/{shift.name}"), now.values, observation)
+            for episode in shift.recordings:
+                adapted[episode.name] = {"adapted_simulator": simulator, "adapted_model": model}
+        scores = stages.evaluate_stage(setup, compared, adapted, self.watch.say)
+        return {"scores": scores, "attribution": stages.attribute(setup, posterior.values, observation, self.watch.say)}
 
     def control(self) -> dict[str, Any]:
         setup = self.setup
@@ -248,7 +250,7 @@ class _Run:
                 "validation": sum(e.duration for e in setup.recordings.validation),
                 "test": sum(e.duration for e in setup.recordings.test),
             },
-            "scores": self.result("evaluate"),
+            **self.result("evaluate"),
             "parameters": parameters,
             "identification": identified["evidence"] | {"noise": identified["noise"]},
             "observer": {k: v for k, v in self.result("observe").items() if k != "covariance"},

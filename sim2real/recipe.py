@@ -21,10 +21,11 @@ class Section(BaseModel):
 
 
 class ShiftSection(Section):
-    """A recording of a changed robot: adapt to its first seconds, score what comes after."""
+    """A changed robot: adapt to the first seconds of a recording, score what comes after them in `recordings`."""
 
-    recording: str
-    adapt_seconds: float = Field(gt=0)
+    adapt_to: str
+    seconds: float = Field(gt=0)
+    recordings: list[str] = Field(min_length=1)
 
 
 class SplitSection(Section):
@@ -63,8 +64,8 @@ class IdentifySection(Section):
     window: float = Field(0.5, gt=0)
     stride: float = Field(0.5, gt=0)
     block: float = Field(1.0, gt=0)
-    tries: int = Field(24, ge=0)
-    starts: int = Field(2, ge=1)
+    tries: int = Field(32, ge=0)
+    starts: int = Field(3, ge=1)
     rounds: int = Field(2, ge=1)
     samples: int = Field(400, ge=10)
 

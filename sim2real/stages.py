@@ -55,10 +55,11 @@ HEIR_OF = {"adapted_simulator": "identified_simulator", "adapted_model": "finetu
 
 @dataclass(frozen=True)
 class Shift:
-    """A recording of a changed robot: the seconds to adapt to, and all of it to score what comes after them."""
+    """A changed robot: the seconds to adapt to, and the recordings in which to score what comes after them."""
 
+    name: str
     adapt_to: Episode
-    recording: Episode
+    recordings: list[Episode]
     after: float
 
 
@@ -159,14 +160,14 @@ def read_recordings(recipe: Recipe) -> Recordings:
     """Read the logs that a recipe names."""
     assert recipe.split is not None and recipe.logs is not None and recipe.log_schema is not None
     split, schema = recipe.split, LogSchema.load(recipe.log_schema)
-    names = [*split.train, *split.validation, *split.test, *(s.recording for s in split.shift)]
+    names = [*split.train, *split.validation, *split.test, *(n for s in split.shift for n in (s.adapt_to, *s.recordings))]
     by_name = {e.name: e for e in read_logs(recipe.logs, schema, list(dict.fromkeys(names)))}
     return Recordings(
         [by_name[n] for n in split.train],
         [by_name[n] for n in split.validation],
         [by_name[n] for n in split.test],
         [
-            Shift(by_name[s.recording].slice(0, s.adapt_seconds), by_name[s.recording], s.adapt_seconds)
+            Shift(s.adapt_to, by_name[s.adapt_to].slice(0, s.seconds), [by_name[n] for n in s.recordings], s.seconds)
             for s in split.shift
         ],
     )
@@ -318,7 +319,7 @@ def adapt_stage(setup: Setup, posterior: Posterior, shift: Shift, progress: Prog
         [shift.adapt_to],
         channels=setup.channels,
         window=setup.recipe.identify.window,
-        rng=setup.rng(f"adapt {shift.recording.name}"),
+        rng=setup.rng(f"adapt {shift.name}"),
         progress=progress,
     )
 
@@ -346,14 +347,32 @@ def predictors(
 
 def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibration:
     """Fit the recalibration of a predictor on held-out questions."""
-    predictions = [predictor(q) for q in held_out]
-    pooled = Prediction(
-        torch.cat([p.mean for p in predictions]),
-        torch.cat([p.aleatoric for p in predictions]),
-        torch.cat([p.epistemic for p in predictions]),
-        predictions[0].horizon,
-    )
+    pooled = Prediction.concatenate([predictor(q) for q in held_out])
     return Recalibration.fit(pooled, torch.as_tensor(np.concatenate([q.truth for q in held_out])))
+
+
+def attribute(setup: Setup, values: Mapping[str, float], observation: Observation, progress: Progress) -> dict[str, Any]:
+    """Return what each part of the gap costs: the error when one parameter alone goes back to its nominal value.
+
+    Mean NRMSE over the training and validation recordings; `{"identified", "nominal", "parameters": {name: error}}`.
+    """
+    nominal = setup.plant.nominal()
+    asked = [Questions.of(e, setup.channels) for e in (*setup.recordings.train, *setup.recordings.validation)]
+
+    def error(changed: Mapping[str, float]) -> float:
+        predictor = simulator_predictor(setup, {**values, **changed}, {}, observation)
+        rows = [score(predictor(q), q, setup.plant.model.joint_names, setup.rng("attribute")) for q in asked]
+        return mean_scores(rows, "mean_nrmse")
+
+    parameters = {}
+    for name in values:
+        progress(f"do({name} = {nominal[name]:.3g})")
+        parameters[name] = error({name: nominal[name]})
+    return {
+        "identified": error({}),
+        "nominal": error({name: nominal[name] for name in values}),
+        "parameters": parameters,
+    }
 
 
 def evaluate_stage(
@@ -383,7 +402,7 @@ def evaluate_stage(
         "validation": [(q.episode.name, q) for q in held_out],
         "test": [(e.name, Questions.of(e, setup.channels)) for e in setup.recordings.test],
         "shift": [
-            (s.recording.name, Questions.of(s.recording, setup.channels, after=s.after)) for s in setup.recordings.shift
+            (e.name, Questions.of(e, setup.channels, after=s.after)) for s in setup.recordings.shift for e in s.recordings
         ],
     }
     scores: dict[str, Any] = {}

@@ -22,8 +22,9 @@ from sim2real.randomization import (
 
 numbers = st.floats(-1e6, 1e6, allow_subnormal=False)
 positive = st.floats(1e-6, 1e6)
-ordered = st.tuples(numbers, numbers).map(sorted).filter(lambda x: x[0] < x[1])
-ordered_positive = st.tuples(positive, positive).map(sorted).filter(lambda x: x[0] < x[1])
+# far enough apart that a shift does not round them together
+ordered = st.tuples(numbers, numbers).map(sorted).filter(lambda x: x[1] - x[0] > 1e-6)
+ordered_positive = st.tuples(positive, positive).map(sorted).filter(lambda x: x[1] > 1.001 * x[0])
 any_distribution: st.SearchStrategy[Distribution] = st.one_of(
     st.builds(Fixed, numbers),
     ordered.map(lambda x: Uniform(*x)),
@@ -67,6 +68,12 @@ def test_the_notation_parses_back_to_the_same_value(distribution: Distribution) 
 def test_the_notation_reads_like_prose(distribution: Distribution, text: str) -> None:
     assert str(distribution) == text
     assert parse_distribution(f"  {text} ") == distribution
+
+
+def test_a_normal_cut_on_one_side_only_parses_back() -> None:
+    half = TruncatedNormal(0.1, 0.2, 0.0, float("inf"))
+    assert parse_distribution(str(half)) == half
+    assert half.support == (0.0, float("inf"))
 
 
 def test_a_number_that_needs_all_its_digits_keeps_them() -> None:
@@ -129,7 +136,7 @@ def test_an_affine_map_moves_the_moments_and_the_support(d: Distribution, scale:
     span = abs(scale * d.mean) + scale * d.std + abs(shift)
     assert moved.mean == pytest.approx(scale * d.mean + shift, abs=1e-6 * span)
     assert moved.std == pytest.approx(scale * d.std, abs=1e-6 * span)
-    assert moved.support == pytest.approx([scale * x + shift for x in d.support])
+    assert moved.support == pytest.approx([scale * x + shift for x in d.support], abs=1e-6 * span)
 
 
 @given(st.floats(0.1, 10.0), st.floats(-5.0, 5.0), st.floats(-0.2, 1.2))
@@ -166,6 +173,8 @@ def test_a_fixed_number_is_certain() -> None:
         (lambda: parse_distribution("U(0, one)"), "cannot read"),
         (lambda: parse_distribution("about 3"), "cannot read"),
         (lambda: parse_distribution("U(0, inf)"), "must be finite"),
+        (lambda: parse_distribution("TN(0, inf, 0, 1)"), "must be finite"),
+        (lambda: parse_distribution("TN(0, 1, 0, nan)"), "low < high"),
         (lambda: parse_distribution("nan"), "must be finite"),
         (lambda: parse_distribution("inf"), "must be finite"),
     ],

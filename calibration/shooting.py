@@ -1,0 +1,216 @@
+"""Multiple shooting as a least-squares problem in the parameters alone, and its solution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize
+
+from sim2real.calibration.replay import Replay, columns
+from sim2real.episodes import Array
+from sim2real.plant import require_finite
+
+
+@dataclass
+class ShootingProblem:
+    """Residuals and Jacobians of all replays as one least-squares problem in the parameters alone.
+
+    The start state of every window is eliminated: at each evaluation it takes a Gauss-Newton step, and the Jacobian is
+    projected onto what no start state can explain (variable projection; Golub & Pereyra 2003, Kaufman 1975).
+    """
+
+    parts: list[Replay]
+    names: tuple[str, ...]
+    lower: Array
+    upper: Array
+    steps: Array
+    noise: Array
+    robust: float
+    center: Array
+    factor: Array  # (P, P) with factor.T @ factor the prior precision
+
+    def weights(self, residual: Array) -> Array:
+        """Derivative of the soft-L1 loss at standardised residuals."""
+        return np.asarray(1 / np.sqrt(1 + (residual / self.noise / self.robust) ** 2))
+
+    def residuals(self, x: Array) -> Array:
+        out = []
+        for part in self.parts:
+            residual, _ = part.with_starts(x[columns(self.names, part)], self._weights.get(id(part)))
+            require_finite(residual, "the simulated motion")
+            self._weights[id(part)] = self.weights(residual)
+            out.append((residual / self.noise).ravel())
+        return np.concatenate([*out, self.factor @ (x - self.center)])
+
+    def __post_init__(self) -> None:
+        self._weights: dict[int, Array] = {}
+
+    def forget_weights(self) -> None:
+        self._weights.clear()
+
+    def projected(self, x: Array) -> tuple[list[Array], list[Array], list[Array]]:
+        """Per part: standardised residuals (W, M, D), projected Jacobians (W, M, D, P), weights (W, M, D)."""
+        residuals, jacobians, weights = [], [], []
+        for part in self.parts:
+            where = columns(self.names, part)
+            residual, by_state = part.with_starts(x[where], self._weights.get(id(part)))
+            weight = self.weights(residual)
+            steps = np.where(x + self.steps > self.upper, -self.steps, self.steps)[where]
+            by_parameter = part.jacobian(x[where], steps, residual)
+            root = np.sqrt(weight)[..., None]
+            many = residual.shape[0]
+            a = (root * by_state).reshape(many, -1, by_state.shape[-1])
+            b = (root * by_parameter).reshape(many, -1, len(where))
+            q, _ = np.linalg.qr(a)
+            b = b - q @ (np.swapaxes(q, 1, 2) @ b)
+            full = np.zeros((*residual.shape, len(x)))
+            full[..., where] = b.reshape(*residual.shape, len(where)) / root
+            residuals.append(residual / self.noise)
+            jacobians.append(full / self.noise[:, None])
+            weights.append(weight)
+        return residuals, jacobians, weights
+
+    def jacobian(self, x: Array) -> Array:
+        _, jacobians, _ = self.projected(x)
+        return np.concatenate([*(j.reshape(-1, len(x)) for j in jacobians), self.factor])
+
+    def loss(self, z: Array) -> Array:
+        """Soft-L1 on the data, squares on the prior: rho, rho', rho'' of squared residuals, as scipy asks."""
+        prior = len(self.factor)
+        scale = self.robust**2
+        t = 1 + z / scale
+        rho = np.stack([2 * scale * (np.sqrt(t) - 1), t**-0.5, -0.5 / scale * t**-1.5])
+        rho[:, len(z) - prior :] = np.stack([z[-prior:], np.ones(prior), np.zeros(prior)]) if prior else 0
+        return rho
+
+
+def square_root(precision: Array) -> Array:
+    """Square root of a positive semi-definite matrix."""
+    values, vectors = np.linalg.eigh(precision)
+    return np.asarray(np.sqrt(np.maximum(values, 0))[:, None] * vectors.T)
+
+
+@dataclass(frozen=True)
+class Fit:
+    cost: float  # mean absolute error, comparable between fits whose noise differs
+    x: Array
+    noise: Array
+    starts: list[Array]
+
+
+def refine(problem: ShootingProblem, x: Array, evaluations: int) -> Fit:
+    """Estimate each channel's noise at `x`, then solve for the parameters."""
+    gap = 1e-6 * (problem.upper - problem.lower)
+    gap = np.where(np.isfinite(gap), gap, 0.0)
+    problem.forget_weights()
+    problem.noise = np.ones_like(problem.noise)
+    problem.noise = np.maximum(_robust_std(problem.projected(x)[0], problem.parts), 1e-6)
+    solution = optimize.least_squares(
+        problem.residuals,
+        np.clip(x, problem.lower + gap, problem.upper - gap),
+        jac=problem.jacobian,
+        bounds=(problem.lower, problem.upper),
+        x_scale="jac",
+        loss=problem.loss,
+        max_nfev=evaluations,
+        xtol=1e-6,
+        ftol=1e-6,
+    )
+    errors = [p.with_starts(solution.x[columns(problem.names, p)])[0][p.windows.valid] for p in problem.parts]
+    cost = float(np.abs(np.concatenate(errors)).mean())
+    return Fit(cost, solution.x, problem.noise, [p.start for p in problem.parts])
+
+
+def screen(problem: ShootingProblem, candidates: Array) -> list[int]:
+    """Rank candidates (C, P) by the error from the first guess of the start states."""
+    cost = np.zeros(len(candidates))
+    for part in problem.parts:
+        where = columns(problem.names, part)
+        start = np.repeat(part.start[None], len(candidates), 0)
+        error = part.residuals(part.run(candidates[:, where], start))
+        cost += np.sqrt((error**2).mean((2, 3))).sum(1)
+    return [int(i) for i in np.argsort(cost)]
+
+
+def restore(problem: ShootingProblem, fit: Fit) -> None:
+    problem.noise = fit.noise
+    problem.forget_weights()
+    for part, start in zip(problem.parts, fit.starts, strict=True):
+        part.start = start
+
+
+def solve(
+    problem: ShootingProblem,
+    candidates: Array,
+    alternatives: Array | None,
+    *,
+    starts: int,
+    rounds: int,
+    progress: Callable[[str], None],
+) -> Fit:
+    """Find the best fit that the data offer from many starting points.
+
+    Args:
+        problem: what to solve.
+        candidates: (C, P) starting points; the best few are refined, and the best of those goes on.
+        alternatives: (P, Q) values that a parameter is moved to where the fit says nothing of it (a torque limit above all
+            commands, a dead zone of zero), for there its gradient cannot bring it back; None to leave it there.
+        starts: how many candidates are refined.
+        rounds: of refinement, each with the noise of every channel estimated anew.
+        progress: called with a line at each step.
+    """
+    first = []
+    for k, row in enumerate(screen(problem, candidates)[: max(starts, 1)]):
+        first.append(refine(problem, candidates[row], evaluations=8))
+        progress(f"start {k + 1}: residual {_shown(first[-1].noise)}")
+    fit = min(first, key=lambda f: f.cost)
+    for k in range(rounds):
+        restore(problem, fit)
+        fit = refine(problem, fit.x, evaluations=15)
+        progress(f"round {k + 1}: residual {_shown(fit.noise)}")
+        if alternatives is not None:
+            fit = _unstick(problem, fit, alternatives, progress)
+    restore(problem, fit)
+    return fit
+
+
+def _unstick(problem: ShootingProblem, fit: Fit, alternatives: Array, progress: Callable[[str], None]) -> Fit:
+    """Move every parameter that is at a bound, or that the data near the fit do not see, and keep what fits better."""
+    restore(problem, fit)
+    _, jacobians, weights = problem.projected(fit.x)
+    seen = sum(np.einsum("wmdp,wmd->p", j**2, w) for j, w in zip(jacobians, weights, strict=True))
+    width = alternatives.max(1) - alternatives.min(1)
+    blind = seen * (0.1 * width) ** 2 < 1
+    edge = np.minimum(fit.x - problem.lower, problem.upper - fit.x) < 1e-3 * width
+    best = fit
+    for p in np.flatnonzero(blind | edge):
+        for value in alternatives[p]:
+            restore(problem, fit)
+            moved = fit.x.copy()
+            moved[p] = value
+            found = refine(problem, moved, evaluations=6)
+            if found.cost < 0.98 * best.cost:
+                best = found
+                progress(f"{problem.names[p]} set free: residual {_shown(found.noise)}")
+    if best is not fit:
+        restore(problem, best)
+        best = refine(problem, best.x, evaluations=15)
+    return best
+
+
+def _shown(noise: Array) -> str:
+    return ", ".join(f"{v:.2g}" for v in noise)
+
+
+def _robust_std(residuals: list[Array], parts: list[Replay]) -> Array:
+    """(D,) scale of the residuals that ignores outliers: the median absolute deviation."""
+    valid = np.concatenate([r[p.windows.valid] for r, p in zip(residuals, parts, strict=True)])
+    return np.asarray(1.4826 * np.median(np.abs(valid), axis=0))
+
+
+def misfit(problem: ShootingProblem, x: Array) -> float:
+    """Robust misfit of the data plus the pull of the prior, per sample; comparable between fits of equal noise."""
+    residual = problem.residuals(x)
+    return float(problem.loss(residual**2)[0].sum() / len(residual))
