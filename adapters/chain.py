@@ -73,6 +73,11 @@ class Chain:
         """Whether a stage needs the plant's motion, so that substeps go through one at a time."""
         return any(s.feedback for s in self.stages)
 
+    @property
+    def longest_delay(self) -> float:
+        """The most that its delay lines can hold a signal back, together [s]."""
+        return sum(s.longest for s in self.stages if isinstance(s, Latency))
+
     def bind(self, n: int, width: int, dt: float, like: Signal | None = None) -> BoundChain:
         """Return the chain for n signals of `width` channels at substeps of `dt` seconds.
 

@@ -63,6 +63,6 @@ class FilteredDifference(Stage):
             difference = (signal[:, k] - last) / context.dt * seen
             velocity = velocity + gain * (difference - velocity)
             # a copy: the caller may use the memory of the signal again
-            last, seen = xp.asarray(signal[:, k], copy=True), xp.ones_like(seen)
+            last, seen = 1.0 * signal[:, k], xp.ones_like(seen)
             out.append(velocity)
         return (last, velocity, seen), xp.concat([signal, xp.stack(out, axis=1)], axis=-1)

@@ -76,7 +76,7 @@ class Stage(ABC):
             object.__setattr__(self, "name", self.kind)
         for name, field in self.FIELDS.items():
             value = getattr(self, name)
-            if not isinstance(value, Real) or not field.low <= value <= field.high:
+            if not isinstance(value, Real) or not field.low <= float(value) <= field.high:
                 raise ParameterError(
                     f"{self.parameter(name)}: expected a number in [{field.low:g}, {field.high:g}] {field.unit}, "
                     f"found {value!r}"

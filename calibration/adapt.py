@@ -14,7 +14,7 @@ from sim2real.episodes import Array, Episode
 from sim2real.plant import Plant
 from sim2real.randomization import ParameterSet
 
-# A change is believed when freeing one parameter takes away at least this share of the error that the old posterior leaves.
+# A change is believed when freeing one parameter takes away at least this share of the error left by the old posterior.
 WORTHWHILE = 0.2
 
 
@@ -94,8 +94,8 @@ def adapt(
 ) -> Adaptation:
     """Explain new logs by letting one parameter move from an old posterior.
 
-    Each parameter in turn is given its prior back while the others keep what is known of them; the one that explains the
-    logs best is the one that moved. One cause for one change: a few seconds cannot tell more.
+    Each parameter in turn is given its prior back while the others keep what is known of them; the one that explains
+    the logs best is the one that moved. One cause for one change: a few seconds cannot tell more.
 
     Args:
         plant: the model.
@@ -110,7 +110,10 @@ def adapt(
     Returns:
         the new posterior, and what moved.
     """
-    values = posterior.prior
+    # measured actions say nothing of the execution: it stays as it was, and out of the fit
+    commanded = any(e.action_source == "commanded" for e in episodes)
+    free = [n for n in posterior.names if commanded or not n.startswith("execution.")]
+    known = posterior.marginal(free)
     found: dict[str, Posterior] = {}
 
     def fitted(prior: ParameterSet) -> Posterior:
@@ -127,17 +130,19 @@ def adapt(
             rng=rng,
         )
 
-    commanded = any(e.action_source == "commanded" for e in episodes)
-    found[""] = fitted(posterior)
-    for name in posterior.names:
-        if not commanded and name.startswith("execution."):
-            continue
-        found[name] = fitted(_Freed(posterior, name))
+    found[""] = fitted(known)
+    for name in free:
+        found[name] = fitted(_Freed(known, name))
         progress(f"if only {name} moved: error {found[name].evidence['mean_absolute_error']:.2g}")
     errors = {name: float(p.evidence["mean_absolute_error"]) for name, p in found.items()}
     best = min(errors, key=lambda name: errors[name])
     if errors[best] > (1 - WORTHWHILE) * errors[""]:
         best = ""
     chosen = found[best]
-    renewed = Posterior(values, chosen.best, chosen.samples, chosen.noise, chosen.evidence)
+    values, samples = posterior.best.copy(), chosen.samples
+    if not commanded:
+        samples = np.stack(list(posterior.sample(rng, len(samples)).values()), 1)
+    columns = [posterior.names.index(n) for n in free]
+    values[columns], samples[:, columns] = chosen.best, chosen.samples
+    renewed = Posterior(posterior.prior, values, samples, chosen.noise, chosen.evidence)
     return Adaptation(renewed, best, posterior.values[best] if best else 0.0, errors)

@@ -130,8 +130,8 @@ def gate(
 ) -> tuple[bool, str]:
     """Decide whether a model may replace another, from their CRPS on the same held-out windows.
 
-    Accepted when the CRPS pooled over horizons (each relative to the old one) falls in at least 90 % of bootstrap draws of
-    one-second blocks, so that luck is not taken for progress, and no horizon rises by more than 5 %.
+    Accepted when the CRPS pooled over horizons (each relative to the old one) falls in at least 90 % of bootstrap draws
+    of one-second blocks, so that luck is not taken for progress, and no horizon rises by more than 5 %.
 
     Args:
         before: (W, H) of the old model.

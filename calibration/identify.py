@@ -39,9 +39,10 @@ def identify(
 
     Logged commands are replayed through candidates of the plant over short windows whose start states are fitted along
     (multiple shooting). Recordings whose actions were measured go past the execution chain, so that its parameters are
-    never fitted on them. The fit is `scipy.optimize.least_squares` with a soft-L1 loss; the spread is a Bayesian bootstrap
-    (Rubin 1981) over blocks of time, one Gauss-Newton step a draw, so that it holds when residuals are correlated, with
-    the small-sample correction CR3 and a Student factor (Bell & McCaffrey 2002), so that it holds for few blocks.
+    never fitted on them. The fit is `scipy.optimize.least_squares` with a soft-L1 loss; the spread is a Bayesian
+    bootstrap (Rubin 1981) over blocks of time, one Gauss-Newton step a draw, so that it holds when residuals are
+    correlated, with the small-sample correction CR3 and a Student factor (Bell & McCaffrey 2002), so that it holds for
+    few blocks.
 
     Args:
         plant: the model, with its execution chain.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Posterior(ParameterSet):
     ) -> None:
         if samples.ndim != 2 or samples.shape[1] != len(prior) or not np.isfinite(samples).all():
             raise ModelError(f"a posterior of {len(prior)} parameters needs finite samples (S, {len(prior)})")
+        if best.shape != (len(prior),) or not np.isfinite(best).all():
+            raise ModelError(f"a posterior of {len(prior)} parameters needs as many finite values, found {best}")
         self.prior, self.best, self.samples, self.noise = prior, best, samples, noise
         self.evidence = dict(evidence or {})
         low, high = prior.bounds
@@ -91,6 +93,12 @@ class Posterior(ParameterSet):
         low, high = np.quantile(column, [0.5 - level / 2, 0.5 + level / 2])
         return float(low), float(high)
 
+    def marginal(self, names: Sequence[str]) -> Posterior:
+        """Return what is known of some of the parameters, the others left out."""
+        columns = [self.names.index(name) for name in names]
+        prior = ParameterSet(tuple(self.prior[name] for name in names))
+        return Posterior(prior, self.best[columns], self.samples[:, columns], self.noise, self.evidence)
+
     def summary(self) -> dict[str, dict[str, Any]]:
         """Return `{name: {mean, interval90, unit, prior}}`, as metrics.json holds it."""
         return {
@@ -133,15 +141,21 @@ class Posterior(ParameterSet):
             ) from None
         except ValueError as error:
             raise ModelError(f"{path} is not valid JSON ({error}); identify again") from None
-        if document.get("format_version") != FORMAT_VERSION:
-            raise ModelError(f"{path} has format {document.get('format_version')}, this version reads {FORMAT_VERSION}")
-        return cls(
-            ParameterSet.parse(document["prior"], document["units"]),
-            np.array(document["best"]),
-            np.array(document["samples"]),
-            np.array(document["noise"]),
-            document["evidence"],
-        )
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if version != FORMAT_VERSION:
+            raise ModelError(f"{path} is a posterior of format {version}, this version reads {FORMAT_VERSION}")
+        try:
+            return cls(
+                ParameterSet.parse(document["prior"], document["units"]),
+                np.array(document["best"], float),
+                np.array(document["samples"], float),
+                np.array(document["noise"], float),
+                document["evidence"],
+            )
+        except KeyError as error:
+            raise ModelError(f"{path} is damaged: it has no {error}; identify again") from None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ModelError(f"{path} is damaged: {error}; identify again") from None
 
 
 def block_labels(blocks: NDArray[np.int_]) -> list[NDArray[np.int_]]:

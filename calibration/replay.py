@@ -1,4 +1,4 @@
-"""Replay: logged commands through candidates of a plant, from window starts that are fitted along (multiple shooting)."""
+"""Replay: logged commands through candidates of a plant, from window starts that are fitted along."""
 
 from __future__ import annotations
 

@@ -155,8 +155,8 @@ def solve(
     Args:
         problem: what to solve.
         candidates: (C, P) starting points; the best few are refined, and the best of those goes on.
-        alternatives: (P, Q) values that a parameter is moved to where the fit says nothing of it (a torque limit above all
-            commands, a dead zone of zero), for there its gradient cannot bring it back; None to leave it there.
+        alternatives: (P, Q) values that a parameter is moved to where the fit says nothing of it (a torque limit above
+            all commands, a dead zone of zero), for there no gradient can bring it back; None to leave it there.
         starts: how many candidates are refined.
         rounds: of refinement, each with the noise of every channel estimated anew.
         progress: called with a line at each step.

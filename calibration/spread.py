@@ -46,7 +46,7 @@ def bootstrap(problem: ShootingProblem, best: Array, samples: int, rng: np.rando
 def laplace(
     problem: ShootingProblem, best: Array, data: Array, prior: Array, samples: int, rng: np.random.Generator
 ) -> Array:
-    """(S, P) normal draws for recordings too short to resample, residuals being correlated over `CORRELATED` seconds."""
+    """(S, P) normal draws for recordings too short to resample, residuals correlated over `CORRELATED` seconds."""
     valid = sum(int(p.windows.valid.sum()) for p in problem.parts)
     seconds = sum(float((p.windows.offset * p.windows.valid).max(1).sum()) * p.plant.timestep for p in problem.parts)
     share = min(1.0, seconds / CORRELATED / valid)

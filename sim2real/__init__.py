@@ -39,7 +39,7 @@ _HOMES = {
     "read_logs": "sim2real.logs",
     "run": "sim2real.pipeline",
 }
-__all__ = [*_HOMES]  # noqa: PLE0604
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

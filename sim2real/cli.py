@@ -34,18 +34,18 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     for verb, (_, text) in VERBS.items():
         _recipe_arguments(verbs.add_parser(verb, help=text, description=f"{text[:1].upper()}{text[1:]}."))
-    sweep = verbs.add_parser("sweep", help="search over keys of a recipe with Ray Tune", description="Run the recipe's `sweep:`.")
+    sweep = verbs.add_parser("sweep", help="search over keys of a recipe with Ray Tune")
     _recipe_arguments(sweep)
-    report = verbs.add_parser("report", help="rebuild report.html of a run", description="Rebuild report.html of a run.")
+    report = verbs.add_parser("report", help="rebuild report.html of a run")
     report.add_argument("run_directory", type=Path)
-    logs = verbs.add_parser("logs", help="look at recorded logs", description="Look at recorded logs.")
+    logs = verbs.add_parser("logs", help="look at recorded logs")
     actions = logs.add_subparsers(dest="action", required=True, metavar="action")
     check = actions.add_parser("check", help="read logs with a schema and print what they hold")
     check.add_argument("path", type=Path)
     check.add_argument("--schema", type=Path, required=True, help="YAML file that says what the columns are")
-    parameters = verbs.add_parser("parameters", help="list every parameter of a robot", description="List every parameter.")
+    parameters = verbs.add_parser("parameters", help="list every parameter of a robot")
     parameters.add_argument("robot", help="name of a packaged robot, or an MJCF or URDF file")
-    verbs.add_parser("doctor", help="print versions, devices and extras", description="Print versions, devices and extras.")
+    verbs.add_parser("doctor", help="print versions, devices and extras")
     return parser
 
 

@@ -16,6 +16,9 @@ from sim2real.episodes import Array, Episode
 from sim2real.plant import Plant, RunningPlant
 from sim2real.windows import Windows, at_offsets, cut_windows, joint_positions
 
+# How long commands are replayed into a chain, beyond its delays, before its lags are taken to have settled [s].
+SETTLING = 0.1
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -38,8 +41,10 @@ class StateEstimator(Protocol):
         ...
 
     def update(self, elapsed: float, positions: Array, commands: Array) -> Array:
-        """Take the reading `positions` (n, D) that came `elapsed` [s] after the last one, `commands` (n, A) having been in
-        force in between; return the state estimate (n, X)."""
+        """Take the reading `positions` (n, D) that came `elapsed` [s] after the last one; return the estimate (n, X).
+
+        `commands` (n, A) were in force in between.
+        """
         ...
 
 
@@ -109,13 +114,13 @@ class DerivativeFilter:
         self._q: list[Array] = []
 
     def reset(self, positions: Array) -> None:
-        self._t, self._q = [0.0], [positions]
+        self._t, self._q = [0.0], [positions.copy()]
 
     def update(self, elapsed: float, positions: Array, commands: Array) -> Array:
         self._t.append(self._t[-1] + elapsed)
-        self._q.append(positions)
-        keep = max(6, int(self.span / elapsed) + 2)
-        self._t, self._q = self._t[-keep:], self._q[-keep:]
+        self._q.append(positions.copy())
+        while len(self._t) > 6 and self._t[0] < self._t[-1] - self.span - 1e-9:
+            del self._t[0], self._q[0]
         flat = np.stack(self._q).reshape(len(self._q), -1)
         velocity = causal_velocity(np.array(self._t), flat, len(flat) - 1, self.span, self.order)
         return np.concatenate([positions, velocity.reshape(positions.shape)], -1)
@@ -124,9 +129,10 @@ class DerivativeFilter:
 class ModelObserver:
     """`StateEstimator` with a model: a critically damped alpha-beta filter about the simulated plant.
 
-    The plant predicts through its own chain, so that commands in flight are accounted for; each reading corrects position
-    and velocity by alpha = 1 - theta^2 and beta = (1 - theta)^2 with theta = exp(-bandwidth * elapsed)
-    (fading memory; Brookner 1998, section 1.2.6), for irregular readings too.
+    The plant predicts through its own chain, so that commands in flight are accounted for; each reading corrects
+    position and velocity by alpha = 1 - theta^2 and beta = (1 - theta)^2 with theta = exp(-bandwidth * elapsed)
+    (fading memory; Brookner 1998, section 1.2.6), for irregular readings too. A reading between two
+    substeps corrects the nearer one, by what is predicted for its own instant.
 
     Args:
         plant: n running plants, its parameters written.
@@ -135,16 +141,23 @@ class ModelObserver:
 
     def __init__(self, plant: RunningPlant, bandwidth: float = 30.0) -> None:
         self.plant, self.bandwidth = plant, bandwidth
+        self._lead = 0.0  # of the last reading over the plant's substep [s]
 
     def reset(self, positions: Array) -> None:
         self.plant.reset(np.concatenate([positions, np.zeros_like(positions)], -1))
+        self._lead = 0.0
 
     def update(self, elapsed: float, positions: Array, commands: Array) -> Array:
-        steps = round(elapsed / self.plant.simulator.timestep)
-        self.plant.step(np.repeat(commands[:, None], steps, 1))
-        n = len(positions)
-        self.correct(positions, np.full(n, elapsed), np.zeros(n), np.ones(n, bool))
-        return self.plant.state()
+        timestep = self.plant.simulator.timestep
+        steps = max(round((self._lead + elapsed) / timestep), 0)
+        self._lead += elapsed - steps * timestep
+        if steps:
+            self.plant.step(np.repeat(commands[:, None], steps, 1))
+        n, dof = positions.shape
+        self.correct(positions, np.full(n, elapsed), np.full(n, self._lead), np.ones(n, bool))
+        state = self.plant.state()
+        state[:, :dof] += state[:, dof:] * self._lead
+        return state
 
     def correct(self, positions: Array, elapsed: Array, lead: Array, mask: NDArray[np.bool_]) -> None:
         """Correct the plants of `mask` (n,) with readings taken `lead` (n,) [s] after the present substep.
@@ -230,7 +243,7 @@ class Observation:
             first,
             channels=channels,
             length=(float(stop.max()) + 1) * plant.timestep,
-            before=0.1,
+            before=plant.chain.longest_delay + SETTLING,
             timestep=plant.timestep,
         )
         known = plant.nominal()

@@ -198,9 +198,8 @@ def at_times(prediction: Prediction, start: torch.Tensor, offsets: torch.Tensor,
     rows = torch.arange(len(path))[:, None]
     s = (offsets / dt - k)[..., None]
     (q0, v0), (q1, v1) = (path[rows, k + i].split(d, -1) for i in (0, 1))
-    mean = (
-        (1 + 2 * s) * (1 - s) ** 2 * q0 + s * (1 - s) ** 2 * dt * v0 + s**2 * (3 - 2 * s) * q1 + s**2 * (s - 1) * dt * v1
-    )
+    mean = (1 + 2 * s) * (1 - s) ** 2 * q0 + s * (1 - s) ** 2 * dt * v0
+    mean = mean + s**2 * (3 - 2 * s) * q1 + s**2 * (s - 1) * dt * v1
 
     def linear(variance: torch.Tensor) -> torch.Tensor:
         padded = torch.cat([variance[:, :1], variance], 1).double()[..., :d]
@@ -223,9 +222,9 @@ def score(
 ) -> Scores:
     """Score a prediction: per horizon and joint, averaged over windows.
 
-    RMSE and median error in rad (or m), NRMSE relative to the spread of the change, NLL in nats, CRPS in rad, coverage of the
-    central 50, 90 and 95 % intervals with the mean width of the 90 % one. `coverage90_interval` is the 90 % interval of the
-    pooled coverage over resampled one-second blocks.
+    RMSE and median error in rad (or m), NRMSE relative to the spread of the change, NLL in nats, CRPS in rad, coverage
+    of the central 50, 90 and 95 % intervals with the mean width of the 90 % one. `coverage90_interval` is the 90 %
+    interval of the coverage over resampled one-second blocks.
 
     Args:
         prediction: (W, H, D).

@@ -156,4 +156,3 @@ def require_finite(value: Array, what: str) -> Array:
 def repeated(values: Mapping[str, float], n: int) -> dict[str, Array]:
     """Return `{name: number}` as `{name: (n,)}`."""
     return {name: np.full(n, float(value)) for name, value in values.items()}
-

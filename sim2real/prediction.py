@@ -70,8 +70,9 @@ class Prediction:
 class Recalibration:
     """Variance as real data show it: `factor^2 * (scale^2 * variance + floor^2)`, per horizon and channel.
 
-    `scale` and `floor` come from the likelihood, which outliers make wide; `factor`, one for all, then makes the central
-    90 % interval hold 90 % of the held-out errors (split conformal prediction with normalised scores; Lei et al. 2018).
+    `scale` and `floor` come from the likelihood, which outliers make wide; `factor`, one for all, then makes the
+    central 90 % interval hold 90 % of the held-out errors (split conformal prediction with normalised scores; Lei et
+    al. 2018).
 
     Attributes:
         scale: (H, O) factor on the standard deviation.

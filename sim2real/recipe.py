@@ -157,7 +157,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Recipe:
         if (self.twin is None) == (self.split is None):
-            raise ValueError("needs either `twin:` (a simulated robot) or `logs:`, `log_schema:` and `split:` (recordings)")
+            raise ValueError("needs either `twin:` (a simulated robot) or `logs:`, `log_schema:` and `split:`")
         if self.split is not None and (self.logs is None or self.log_schema is None):
             raise ValueError("`split:` needs `logs:` (a folder of recordings) and `log_schema:` (what its columns are)")
         return self
@@ -177,7 +177,8 @@ class Recipe(Section):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `section.key=value` overrides, whose values are YAML.
 
-    Paths in the recipe (`robot`, `logs`, `log_schema`) are relative to the recipe; those in overrides to the present folder.
+    Paths in the recipe (`robot`, `logs`, `log_schema`) are relative to the recipe; those in overrides to the present
+    folder.
 
     Raises:
         RecipeError: the file does not exist or is not YAML, or a key is unknown, missing or of the wrong type.
@@ -191,7 +192,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
-        raise RecipeError(f"{file} must be a mapping of keys such as name, robot, parameters; found {type(document).__name__}")
+        found = type(document).__name__
+        raise RecipeError(f"{file} must be a mapping of keys such as name, robot, parameters; found {found}")
     for key in ("robot", "logs", "log_schema"):
         if isinstance(document.get(key), str):
             document[key] = _relative_to(document[key], file.resolve().parent, is_robot=key == "robot")
@@ -248,12 +250,56 @@ def _override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"an override is section.key=value, found {override!r}")
+    _put(document, key, read_value(key, text))
+
+
+def read_value(key: str, text: str) -> Any:
+    """Read the value of a dotted key from YAML; a path is relative to the present folder, `*U(0.4, 3)` needs no quotes.
+
+    Raises:
+        RecipeError: it is not YAML.
+    """
     try:
-        value = yaml.safe_load(text)
+        # to YAML a leading * is an alias; to a recipe it scales the nominal value
+        value = text.strip() if text.strip().startswith("*") else yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"{key}: cannot read the value {text!r} as YAML") from None
     if key in ("robot", "logs", "log_schema") and isinstance(value, str):
-        value = _relative_to(value, Path.cwd(), is_robot=key == "robot")
+        return _relative_to(value, Path.cwd(), is_robot=key == "robot")
+    return value
+
+
+def with_overrides(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with other values of some dotted keys, checked as a whole.
+
+    Raises:
+        RecipeError: a key is unknown, or its value is of the wrong type.
+    """
+    document = recipe.model_dump(mode="json")
+    for key, value in values.items():
+        _put(document, key, value)
+    return parse_recipe(document, f"recipe {recipe.name}")
+
+
+def value_of(recipe: Recipe, key: str) -> Any:
+    """Return what a recipe holds at a dotted key, as plain YAML data.
+
+    Raises:
+        RecipeError: it has no such key.
+    """
+    place: Any = recipe.model_dump(mode="json")
+    reached = ""
+    for part in _split_key(key, place):
+        if not isinstance(place, dict):
+            raise RecipeError(f"the recipe has no key {key!r}: {reached.removesuffix('.')} is not a section, but {place!r}")
+        if part not in place:
+            near = did_you_mean(reached + part, [reached + k for k in place])
+            raise RecipeError(f"the recipe has no key {key!r}{near}")
+        place, reached = place[part], f"{reached}{part}."
+    return place
+
+
+def _put(document: dict[str, Any], key: str, value: Any) -> None:
     place: Any = document
     *sections, last = _split_key(key, document)
     for part in sections:

@@ -35,7 +35,6 @@ from sim2real.evaluation import (
     mean_scores,
     persistence,
     score,
-    start_covariance,
 )
 from sim2real.logs import LogSchema, read_logs
 from sim2real.planning import MPPI, Damping, Policy, Upright, upright_reward
@@ -116,8 +115,8 @@ def prepare(recipe: Recipe, threads: int = 0) -> Setup:
     channels = list(recipe.positions)
     if len(channels) != plant.degrees_of_freedom:
         raise LogError(
-            f"the robot has {plant.degrees_of_freedom} joints ({', '.join(plant.model.joint_names)}), but `positions:` names "
-            f"{len(channels)} observations ({', '.join(channels)}); the recordings have {', '.join(names)}"
+            f"the robot has {plant.degrees_of_freedom} joints ({', '.join(plant.model.joint_names)}), but `positions:` "
+            f"names {len(channels)} observations ({', '.join(channels)}); the recordings have {', '.join(names)}"
         )
     for channel in channels:
         recordings.train[0].channels.column(channel)
@@ -158,9 +157,12 @@ def record_twin(twin: Twin, recipe: Recipe) -> Recordings:
 
 def read_recordings(recipe: Recipe) -> Recordings:
     """Read the logs that a recipe names."""
-    assert recipe.split is not None and recipe.logs is not None and recipe.log_schema is not None
+    assert recipe.split is not None
+    assert recipe.logs is not None
+    assert recipe.log_schema is not None
     split, schema = recipe.split, LogSchema.load(recipe.log_schema)
-    names = [*split.train, *split.validation, *split.test, *(n for s in split.shift for n in (s.adapt_to, *s.recordings))]
+    changed = [n for s in split.shift for n in (s.adapt_to, *s.recordings)]
+    names = [*split.train, *split.validation, *split.test, *changed]
     by_name = {e.name: e for e in read_logs(recipe.logs, schema, list(dict.fromkeys(names)))}
     return Recordings(
         [by_name[n] for n in split.train],
@@ -351,7 +353,9 @@ def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibr
     return Recalibration.fit(pooled, torch.as_tensor(np.concatenate([q.truth for q in held_out])))
 
 
-def attribute(setup: Setup, values: Mapping[str, float], observation: Observation, progress: Progress) -> dict[str, Any]:
+def attribute(
+    setup: Setup, values: Mapping[str, float], observation: Observation, progress: Progress
+) -> dict[str, Any]:
     """Return what each part of the gap costs: the error when one parameter alone goes back to its nominal value.
 
     Mean NRMSE over the training and validation recordings; `{"identified", "nominal", "parameters": {name: error}}`.
@@ -402,7 +406,9 @@ def evaluate_stage(
         "validation": [(q.episode.name, q) for q in held_out],
         "test": [(e.name, Questions.of(e, setup.channels)) for e in setup.recordings.test],
         "shift": [
-            (e.name, Questions.of(e, setup.channels, after=s.after)) for s in setup.recordings.shift for e in s.recordings
+            (e.name, Questions.of(e, setup.channels, after=shift.after))
+            for shift in setup.recordings.shift
+            for e in shift.recordings
         ],
     }
     scores: dict[str, Any] = {}
@@ -477,9 +483,8 @@ def returns(run: Run, joints: int, target: float) -> Array:
 
 
 def save_runs(runs: Mapping[str, Run], path: Path) -> None:
-    """Write what the robots did as one npz: `<controller>.states` (n, T + 1, X), `.commands` (n, T, A), `.milliseconds`."""
+    """Write what the robots did as one npz: `<controller>.states`, `.commands` and `.milliseconds`, as in `Run`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        f"{name}.{part}": getattr(run, part) for name, run in runs.items() for part in ("states", "commands", "milliseconds")
-    }
+    parts = ("states", "commands", "milliseconds")
+    arrays = {f"{name}.{part}": getattr(run, part) for name, run in runs.items() for part in parts}
     np.savez_compressed(path, time=next(iter(runs.values())).time, **arrays)  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim2real.adapters import Chain
 from sim2real.episodes import Array, Channels, Episode
@@ -106,7 +105,7 @@ class RunningTwin:
 
 
 def excite(
-    rng: np.random.Generator, seconds: float, hold: float, amplitude: NDArray[np.float64], frequencies: tuple[float, ...]
+    rng: np.random.Generator, seconds: float, hold: float, amplitude: Array, frequencies: tuple[float, ...]
 ) -> Array:
     """Return commands (N, A) that excite a robot: sines of random phase and strength, random steps, clipped.
 

@@ -106,11 +106,21 @@ def cut_windows(
 
 
 def regular_starts(episode: Episode, *, stride: float, length: float, warmup: float = 0.0) -> NDArray[np.int_]:
-    """Return the observations nearest to every `stride` seconds whose window of `length` is whole and not excluded."""
+    """Return the observations nearest to every `stride` seconds whose window of `length` is whole and not excluded.
+
+    Args:
+        episode: the recording.
+        stride: [s].
+        length: of a window [s].
+        warmup: what must have been recorded, and not be excluded, before the start [s].
+    """
     t = episode.observed_at
+    whole = np.flatnonzero((t >= t[0] + warmup - 1e-9) & (t + length <= t[-1] + 1e-9) & (t < t[-1]))
+    if not len(whole):
+        return whole
     at = np.arange(t[0] + warmup, t[-1] - length + 1e-9, stride)
-    indices = np.unique(np.searchsorted(t, at))
-    indices = indices[indices < len(t) - 1]
+    between = (t[whole[1:]] + t[whole[:-1]]) / 2
+    indices = whole[np.unique(np.searchsorted(between, at))]
     return indices[~episode.is_excluded(t[indices] - warmup, t[indices] + length)]
 
 

@@ -16,8 +16,8 @@ from sim2real.world_model.ensemble import EnsembleDynamics
 class MPPI:
     """Sampling MPC (Williams et al. 2017) with correlated noise and a warm start; a `Policy`.
 
-    Every candidate is judged by one member of the ensemble, members taking turns, and the weighted mean of the candidates
-    is carried over to the next step. Commands never leave [-limit, limit].
+    Every candidate is judged by one member of the ensemble, members taking turns, and the weighted mean of the
+    candidates is carried over to the next step. Commands never leave [-limit, limit].
 
     Args:
         model: the world model.
@@ -83,7 +83,7 @@ class MPPI:
         path = self.model.rollout(start, torch.cat([history, shaped], 2))
         cost = self.cost(path, shaped).mean(-1).reshape(members * each, n)
         if not torch.isfinite(cost).any(0).all():
-            raise NonFiniteError("every candidate plan of a plant has a cost that is not finite; the world model diverges")
+            raise NonFiniteError("no candidate plan of a plant has a finite cost: the world model diverges")
         cost = torch.where(torch.isfinite(cost), cost, torch.inf)
         finite = torch.where(torch.isfinite(cost), cost, cost.min())
         scale = self.temperature * finite.std(0).clamp_min(1e-6)

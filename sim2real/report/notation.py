@@ -35,6 +35,11 @@ def quantity(x: float | None, unit: str) -> str:
     return digits(x) if unit in ("", "1") else f"{digits(x)} {unit}"
 
 
+def quantity_range(low: float, high: float, unit: str) -> str:
+    """Write an interval with its unit: `0.848 to 0.852 kg`."""
+    return f"{digits(low)} to {quantity(high, unit)}"
+
+
 def percent(share: float | None) -> str:
     """Write a share: `86 %`, with three digits from 99 % on, where they matter."""
     if share is None or not math.isfinite(share):

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sim2real.report.notation import digits, percent
-from sim2real.report.notation import look as look_of
+from sim2real.report.notation import digits, look, percent, quantity
 
 Metrics = Mapping[str, Any]
 Rows = Mapping[str, Mapping[str, Any]]
@@ -136,7 +135,7 @@ def _coverage(metrics: Metrics) -> KeyFigure:
     name, share, (low, high) = found
     where = f"on {name}" + (", the recording furthest from 90 %" if len(rows) > 1 else "")
     spread = f"block bootstrap {percent(low).removesuffix(' %')} to {percent(high)}"
-    return KeyFigure(label, percent(share), f"{look_of('finetuned_model').label}, {where}; {spread}")
+    return KeyFigure(label, percent(share), f"{look('finetuned_model').label}, {where}; {spread}")
 
 
 def _control(metrics: Metrics) -> list[KeyFigure]:
@@ -146,22 +145,21 @@ def _control(metrics: Metrics) -> list[KeyFigure]:
         return [KeyFigure(label, "not applicable", no_closed_loop(metrics)) for label in labels]
     share, before = recovered(returns, "after"), recovered(returns, "before")
     if math.isfinite(share):
-        first = KeyFigure(labels[0], percent(share), f"of the oracle's gain over the fallback; before {percent(before)}")
+        first = KeyFigure(
+            labels[0], percent(share), f"of the oracle's gain over the fallback; before {percent(before)}"
+        )
     else:
         first = KeyFigure(labels[0], "not applicable", "the oracle is no better than the fallback")
     milliseconds = (metrics.get("planning_milliseconds") or {}).get("after")
     starts = len((metrics.get("closed_loop_each") or {}).get("after", [])) or 1
     together = f" for {starts} robots together" if starts > 1 else ""
-    return [first, KeyFigure(labels[1], quantity_ms(milliseconds), f"median from reading to command{together}")]
-
-
-def quantity_ms(milliseconds: float | None) -> str:
-    """Write a planning time."""
-    return f"{digits(milliseconds)} ms"
+    return [first, KeyFigure(labels[1], quantity(milliseconds, "ms"), f"median from reading to command{together}")]
 
 
 def _recordings(metrics: Metrics) -> KeyFigure:
     seconds = metrics.get("recorded_seconds") or {}
     train, validation, test = (float(seconds.get(k, 0)) for k in ("train", "validation", "test"))
-    detail = f"{digits(train)} s to learn from, {digits(validation)} s to choose on; {digits(test)} s of test kept apart"
+    detail = (
+        f"{digits(train)} s to learn from, {digits(validation)} s to choose on; {digits(test)} s of test kept apart"
+    )
     return KeyFigure("recordings used", f"{digits(train + validation)} s", detail)

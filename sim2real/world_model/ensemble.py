@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,9 +52,9 @@ class EnsembleConfig:
 class EnsembleDynamics(nn.Module):
     """An ensemble of M networks that predict the next state from the state and a short history of commands.
 
-    The state is the causal estimate of joint positions and velocities (`StateEstimator`), which carries the history of the
-    observations. Each network returns, normalised, the change of the velocities over a step and what the positions do
-    beyond the mean velocity of the step, with a log variance for each: positions come from velocities by construction.
+    The state is the causal estimate of joint positions and velocities (`StateEstimator`), which carries the history of
+    the observations. Each network returns, normalised, the change of the velocities over a step and what the positions
+    do beyond the mean velocity of the step, with a log variance for each: positions come from velocities by design.
 
     Tensors are float32. M members, B rollouts, X = 2 D state numbers, A actions, L commands of history.
 
@@ -207,11 +205,11 @@ class EnsembleDynamics(nn.Module):
         """Return a copy of the trainable weights: what fine-tuning is anchored to."""
         return [p.detach().clone() for p in self.dynamics.parameters()]
 
-    def save(self, directory: Path, extra: Mapping[str, Any] | None = None) -> None:
+    def save(self, directory: Path) -> None:
         """Write `config.json` and `model.safetensors` into a directory, which is made."""
         directory.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, directory / "model.safetensors")
-        document = {"format_version": FORMAT_VERSION, "class": "EnsembleDynamics", **asdict(self.config), **(extra or {})}
+        document = {"format_version": FORMAT_VERSION, "class": "EnsembleDynamics", **asdict(self.config)}
         (directory / "config.json").write_text(json.dumps(document, indent=1))
 
     @classmethod
@@ -229,9 +227,8 @@ class EnsembleDynamics(nn.Module):
         except (ValueError, SafetensorError) as error:
             raise ModelError(f"the model in {directory} is damaged: {error}") from None
         if document.get("format_version") != FORMAT_VERSION:
-            raise ModelError(
-                f"the model in {directory} has format {document.get('format_version')}, this version reads {FORMAT_VERSION}"
-            )
+            found = document.get("format_version")
+            raise ModelError(f"the model in {directory} has format {found}, this version reads {FORMAT_VERSION}")
         fields = EnsembleConfig.__dataclass_fields__
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in fields}
         model = cls(EnsembleConfig(**config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class BatchedMLP(nn.Module):
         super().__init__()
         sizes = (inputs, *hidden, outputs)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        for a, b in pairwise(sizes):
             scale = math.sqrt(1.0 / a) * (0.1 if b == outputs else 1.0)
             self.weights.append(nn.Parameter(scale * torch.randn(members, a, b, generator=generator)))
             self.biases.append(nn.Parameter(torch.zeros(members, 1, b)))

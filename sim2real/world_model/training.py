@@ -37,9 +37,7 @@ def step_loss(model: EnsembleDynamics, states: Tensor, commands: Tensor, weight:
     return (weight[..., None] * nll * torch.exp(0.5 * log_variance).detach()).mean()
 
 
-def rollout_loss(
-    model: EnsembleDynamics, states: Tensor, commands: Tensor, scale: Tensor, weight: Tensor, start: Tensor | None = None
-) -> Tensor:
+def rollout_loss(model: EnsembleDynamics, states: Tensor, commands: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
     """Squared error of a mean rollout, in units of `scale` (T, X), Huber beyond one unit.
 
     Args:
@@ -47,11 +45,11 @@ def rollout_loss(
         commands: (M, B, L - 1 + T, A).
         scale: (T, X).
         weight: (M, B).
-        start: (M, B, X) where the rollout starts, the first state by default.
     """
-    path = model.rollout(states[..., 0, :] if start is None else start, commands)
+    path = model.rollout(states[..., 0, :], commands)
     error = (path - states[..., 1:, :]) / scale
-    return (weight[..., None, None] * torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none")).mean()
+    huber = torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none")
+    return (weight[..., None, None] * huber).mean()
 
 
 def change_scale(data: Stretches) -> Tensor:
@@ -79,7 +77,7 @@ def optimise(
     for i in range(iterations):
         value = loss(i)
         if not torch.isfinite(value):
-            raise NonFiniteError(f"the training loss is not finite at iteration {i}; lower the rate or look at the data")
+            raise NonFiniteError(f"the training loss is not finite at iteration {i}; lower the rate or mend the data")
         adam.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 10.0)
@@ -134,14 +132,11 @@ def fit(
         weight = torch.ones(states.shape[:2])
         return 30 * rollout_loss(model, states, commands, scale, weight) + 0.1 * single(states, commands)
 
-    optimise(model, first, step_iterations, rate, lambda i, v: progress(f"step {i + 1}/{step_iterations}: loss {v:.3f}"))
-    optimise(
-        model,
-        second,
-        rollout_iterations,
-        0.3 * rate,
-        lambda i, v: progress(f"rollout {i + 1}/{rollout_iterations}: loss {v:.4f}"),
-    )
+    def tell(what: str, of: int) -> Callable[[int, float], None]:
+        return lambda i, value: progress(f"{what} {i + 1}/{of}: loss {value:.3f}")
+
+    optimise(model, first, step_iterations, rate, tell("step", step_iterations))
+    optimise(model, second, rollout_iterations, 0.3 * rate, tell("rollout", rollout_iterations))
     return model
 
 

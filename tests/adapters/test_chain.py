@@ -80,7 +80,10 @@ def test_a_chain_prints_its_stages() -> None:
 
 
 def test_a_recipe_names_the_stages() -> None:
-    config = [{"stage": "latency", "delay": 0.02, "longest": 0.1}, {"stage": "dead_zone", "name": "gap", "shape": "hard"}]
+    config = [
+        {"stage": "latency", "delay": 0.02, "longest": 0.1},
+        {"stage": "dead_zone", "name": "gap", "shape": "hard"},
+    ]
     chain = Chain.from_config(config)
     assert chain.stages == (Latency(delay=0.02, longest=0.1), DeadZone(name="gap", shape="hard"))
     assert config[0]["stage"] == "latency"  # left as it was
@@ -93,7 +96,10 @@ def test_a_recipe_names_the_stages() -> None:
         ({"stage": "latnecy"}, "no stage named 'latnecy'; did you mean latency"),
         ({"delay": 0.1}, "no stage named ''; available: dead_zone"),
         ({"stage": "latency", "delai": 0.1}, "stage latency has no argument 'delai'; did you mean delay"),
-        ({"stage": "latency", "delay": -0.1}, r"execution.latency.delay: expected a number in \[0, inf\] s, found -0.1"),
+        (
+            {"stage": "latency", "delay": -0.1},
+            r"execution.latency.delay: expected a number in \[0, inf\] s, found -0.1",
+        ),
         ({"stage": "latency", "delay": "short"}, "found 'short'"),
         ({"stage": "latency", "delay": 0.3}, "delay line"),
         ({"stage": "dead_zone", "shape": "soft"}, "offset or hard"),
@@ -146,7 +152,8 @@ def test_a_bad_write_is_refused_and_writes_nothing(like: Any, values: dict[str, 
 @pytest.mark.parametrize("like", [np.zeros(0), torch.zeros(0, dtype=torch.float64)], ids=["numpy", "torch"])
 def test_what_is_written_and_read_is_nobody_elses(like: Any) -> None:
     line = Chain([DeadZone()]).bind(2, 1, 0.001, like)
-    for value in (np.array([0.1, 0.2]), torch.tensor([0.1, 0.2], dtype=torch.float64)):
+    own = torch.tensor([0.1, 0.2], dtype=torch.float64) if isinstance(like, torch.Tensor) else np.array([0.1, 0.2])
+    for value in (np.array([0.1, 0.2]), own):
         line.write({WIDTH: value})
         value[:] = 9.0
         line.read()[WIDTH][:] = 9.0

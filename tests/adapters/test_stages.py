@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields
 from typing import Any
 
@@ -64,13 +65,17 @@ def line_for(stage: Stage, n: int, channels: int, dt: float = DT, like: Any = No
     return line
 
 
-def drawn(variant: tuple[Stage, dict[str, float]], rng: np.random.Generator, shape: tuple[int, ...]) -> dict[str, Array]:
+def drawn(
+    variant: tuple[Stage, dict[str, float]], rng: np.random.Generator, shape: tuple[int, ...]
+) -> dict[str, Array]:
     return {field: high * rng.random(shape) for field, high in variant[1].items()}
 
 
 def view(rng: np.random.Generator, n: int, width: int) -> dict[str, Array]:
     names = [f.name for f in fields(PlantView)]
-    return {k: rng.uniform(0.1, 1, (n, width)) if k == "effective_inertia" else rng.normal(size=(n, width)) for k in names}
+    return {
+        k: rng.uniform(0.1, 1, (n, width)) if k == "effective_inertia" else rng.normal(size=(n, width)) for k in names
+    }
 
 
 def test_the_variants_are_all_stages() -> None:
@@ -93,7 +98,7 @@ def test_blocks_do_not_matter(variant: Any, seed: int, cuts: set[int], per_chann
     singles, blocks = (line_for(variant[0], n, width, **values) for _ in range(2))
     one_by_one = np.concatenate([singles.apply(signal[:, k : k + 1]) for k in range(steps)], 1)
     edges = [0, *sorted(cuts), steps]
-    in_blocks = np.concatenate([blocks.apply(signal[:, a:b]) for a, b in zip(edges, edges[1:], strict=False)], 1)
+    in_blocks = np.concatenate([blocks.apply(signal[:, a:b]) for a, b in itertools.pairwise(edges)], 1)
     np.testing.assert_array_equal(one_by_one, whole)
     np.testing.assert_array_equal(in_blocks, whole)
 
@@ -336,7 +341,9 @@ COULOMB, VISCOUS = "execution.friction.coulomb", "execution.friction.viscous"
 def swing(plant: Plant, start: tuple[float, float], efforts: Array, **values: float) -> Array:
     """States (K + 1, 2) of one pendulum, the start among them."""
     names = {"coulomb": COULOMB, "viscous": VISCOUS, "gravity": "dynamics.world.gravity"}
-    running = plant.start(1, {k: np.full(1, v) for k, v in {**FREE, **{names[k]: v for k, v in values.items()}}.items()})
+    running = plant.start(
+        1, {k: np.full(1, v) for k, v in {**FREE, **{names[k]: v for k, v in values.items()}}.items()}
+    )
     running.reset(np.array([start]))
     return np.concatenate([[start], running.step(np.asarray(efforts, float)[None, :, None])[0]])
 

@@ -131,7 +131,7 @@ def test_an_affine_map_moves_the_moments_and_the_support(d: Distribution, scale:
         shift = 0.0
     moved = d.affine(scale, shift)
     assert type(moved) is type(d)
-    if isinstance(d, LogNormal) and d.sigma > 10 or isinstance(d, TruncatedNormal):
+    if (isinstance(d, LogNormal) and d.sigma > 10) or isinstance(d, TruncatedNormal):
         return  # moments that overflow; those of a cut normal have a test of their own
     span = abs(scale * d.mean) + scale * d.std + abs(shift)
     assert moved.mean == pytest.approx(scale * d.mean + shift, abs=1e-6 * span)

@@ -282,7 +282,9 @@ def test_a_plant_that_diverges_is_an_error_not_a_plant_at_rest(
 
 
 def test_an_unknown_name_lists_the_nearest(pendulum: RobotModel) -> None:
-    with pytest.raises(RobotError, match="pendulum has no parameter 'dynamics.hing.damping'; did you mean dynamics.hinge"):
+    with pytest.raises(
+        RobotError, match=r"pendulum has no parameter 'dynamics.hing.damping'; did you mean dynamics.hinge"
+    ):
         pendulum.address("dynamics.hing.damping")
     with pytest.raises(RobotError, match="did you mean pendulum"):
         RobotModel("pendulun")

@@ -82,21 +82,21 @@ def test_a_set_refuses_what_it_cannot_read(name: str, text: str, message: str) -
 
 @pytest.mark.parametrize("name", ["mass", "dynamics.mass", "physics.payload.mass"])
 def test_a_name_says_its_gap(name: str) -> None:
-    with pytest.raises(ParameterError, match="<gap>.<entity>.<field>"):
+    with pytest.raises(ParameterError, match=r"<gap>.<entity>.<field>"):
         Parameter.parse(name, "=1")
 
 
 def test_a_name_may_stand_once() -> None:
     parameter = Parameter.parse(MASS, "=1")
-    with pytest.raises(ParameterError, match="found twice: dynamics.payload.mass"):
+    with pytest.raises(ParameterError, match=r"found twice: dynamics.payload.mass"):
         ParameterSet((parameter, parameter))
 
 
 def test_an_unknown_name_is_refused_everywhere() -> None:
     some = ParameterSet.parse({MASS: "*U(0.8, 1.2)"})
-    with pytest.raises(ParameterError, match="did you mean dynamics.payload.mass"):
+    with pytest.raises(ParameterError, match=r"did you mean dynamics.payload.mass"):
         some["dynamics.payload.maas"]
-    with pytest.raises(ParameterError, match="no parameter named 'dynamics.payload.mass'"):
+    with pytest.raises(ParameterError, match=r"no parameter named 'dynamics.payload.mass'"):
         some.against({DELAY: 0.0})
 
 

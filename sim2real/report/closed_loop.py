@@ -1,0 +1,160 @@
+"""Figures of the closed loop: what each controller did with the same robots from the same starts."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from sim2real.errors import ModelError
+from sim2real.report.figures import Panel, axis, draw, line
+from sim2real.report.notation import digits, figure_text, look
+
+ORDER = ("fallback", "before", "after", "oracle")
+MEANING = {
+    "fallback": "damping alone, no plan",
+    "before": "plans with a world model of the nominal simulator",
+    "after": "plans with this run's world model",
+    "oracle": "plans with a world model of the true parameters",
+}
+# Samples of a curve that are drawn; a screen shows no more.
+POINTS = 300
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """What closed_loop.npz holds.
+
+    Attributes:
+        time: (T + 1,) [s].
+        angle: controller -> (n, T + 1) angle of the first joint [rad].
+        milliseconds: controller -> (T,) time from reading to command [ms].
+    """
+
+    time: NDArray[np.float64]
+    angle: dict[str, NDArray[np.float64]]
+    milliseconds: dict[str, NDArray[np.float64]]
+
+    @classmethod
+    def load(cls, path: Path) -> Trajectories:
+        """Read closed_loop.npz.
+
+        Raises:
+            ModelError: it is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = ordered([k.removesuffix(".states") for k in file if k.endswith(".states")])
+                return cls(
+                    file["time"],
+                    {n: file[f"{n}.states"][:, :, 0] for n in names},
+                    {n: file[f"{n}.milliseconds"] for n in names},
+                )
+        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+            raise ModelError(f"{path} is damaged ({error}); remove {path.parent} and run again") from None
+
+
+def ordered(names: Sequence[str]) -> list[str]:
+    """Return controllers in the order in which they are read."""
+    return sorted(names, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+
+
+def angles(found: Trajectories, target: float, joint: str) -> list[Panel]:
+    """Draw the angle of every start against time, one panel a controller, all on the same scale."""
+    every = max(1, len(found.time) // POINTS)
+    time = found.time[::every].round(4)
+    everything = np.concatenate([a.ravel() for a in found.angle.values()])
+    turns = range(
+        math.ceil((everything.min() - 0.3 - target) / (2 * math.pi)),
+        math.floor((everything.max() + 0.3 - target) / (2 * math.pi)) + 1,
+    )
+    low, high = float(min(everything.min(), -math.pi)) - 0.4, float(max(everything.max(), math.pi)) + 0.4
+    step = max(1, math.ceil((high - low) / math.pi / 6))
+    ticks = [k for k in range(math.ceil(low / math.pi), math.floor(high / math.pi) + 1) if k % step == 0]
+    panels = []
+    for name, angle in found.angle.items():
+        curves = [
+            go.Scatter(
+                x=time,
+                y=row[::every].round(3),
+                mode="lines",
+                line={"color": look(name).colour, "width": 1},
+                opacity=0.7,
+                hovertemplate=f"start {i + 1}, %{{x:.3g}} s: %{{y:.3g}} rad<extra></extra>",
+            )
+            for i, row in enumerate(angle)
+        ]
+        targets = [line(time[[0, -1]], [target + 2 * math.pi * k] * 2) for k in turns]
+        y = axis(
+            f"angle of {figure_text(joint)} [rad]",
+            range=[low, high],
+            tickvals=[k * math.pi for k in ticks],
+            ticktext=[_multiple_of_pi(k) for k in ticks],
+        )
+        figure = draw([*targets, *curves], axis("time [s]", nticks=7), y)
+        label = look(name).label
+        panels.append(Panel(label, f"{MEANING.get(name, label)}.".capitalize(), figure, 260))
+    return panels
+
+
+def _multiple_of_pi(k: int) -> str:
+    return "0" if k == 0 else f"{'−' if k < 0 else ''}{abs(k) if abs(k) > 1 else ''}π"
+
+
+def uprightness(each: Mapping[str, Sequence[float]]) -> Panel:
+    """Draw the mean uprightness of each controller as a bar, and every start as a dot."""
+    names = ordered(list(each))
+    labels = [figure_text(look(n).label) for n in names]
+    bars = go.Bar(
+        x=list(range(len(names))),
+        y=[float(np.mean(each[n])) for n in names],
+        marker={"color": [look(n).colour for n in names], "opacity": 0.55},
+        hovertemplate="mean %{y:.3g}<extra></extra>",
+    )
+    dots = [
+        go.Scatter(
+            x=k + np.linspace(-0.22, 0.22, max(len(each[n]), 2))[: len(each[n])],
+            y=list(each[n]),
+            mode="markers",
+            marker={"color": look(n).colour, "size": 6, "line": {"color": "white", "width": 1}},
+            hovertemplate="%{y:.3g}<extra></extra>",
+        )
+        for k, n in enumerate(names)
+    ]
+    x = axis("controller", tickvals=list(range(len(names))), ticktext=labels, showgrid=False)
+    figure = draw([bars, *dots], x, axis("mean uprightness [1]", range=[0, 1.04]), bargap=0.4)
+    caption = (
+        "Uprightness is 1 at the target and 0 opposite to it, averaged over the whole run, swing-up included. The bar is "
+        "the mean over starts, each dot is one start."
+    )
+    return Panel("Uprightness", caption, figure)
+
+
+def planning_time(found: Trajectories) -> Panel | None:
+    """Draw how often planning took how long; None where nothing was planned."""
+    if "after" not in found.milliseconds:
+        return None
+    milliseconds = found.milliseconds["after"]
+    period = 1e3 * float(np.median(np.diff(found.time)))
+    starts = len(found.angle["after"])
+    counts, edges = np.histogram(milliseconds, bins=30)
+    bars = go.Bar(
+        x=0.5 * (edges[1:] + edges[:-1]),
+        y=counts,
+        width=np.diff(edges),
+        marker={"color": look("after").colour, "line": {"color": "white", "width": 0.5}},
+        hovertemplate="%{x:.3g} ms: %{y} steps<extra></extra>",
+    )
+    figure = draw([bars], axis("planning time [ms]", nticks=7), axis("control steps [1]"), bargap=0)
+    middle, late = np.quantile(milliseconds, [0.5, 0.99])
+    caption = (
+        f"Time from reading to command with this run's world model: median {digits(float(middle))} ms, 99 % of steps within "
+        f"{digits(float(late))} ms, for {starts} robots planned together; the control period is {digits(period)} ms."
+    )
+    return Panel("Planning time", caption, figure)

@@ -1,0 +1,139 @@
+"""Figures of the parameters: what each costs, which one changed, and what the posterior leaves undecided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sim2real.calibration import Posterior
+from sim2real.report.figures import ACCENT, Panel, axis, draw
+from sim2real.report.notation import digits, figure_text, look, short
+
+# Samples of a posterior that are drawn.
+SAMPLES = 2000
+
+
+def _tick(parameter: str) -> str:
+    """Write a parameter's name on two lines, so that it leaves room for the figure."""
+    head, _, tail = short(parameter).rpartition(".")
+    return figure_text(tail) if not head else f"{figure_text(head)}<br>{figure_text(tail)}"
+
+
+def attribution(found: Mapping[str, Any]) -> Panel:
+    """Draw what each parameter alone costs when it goes back to its nominal value."""
+    errors = dict(sorted(found["parameters"].items(), key=lambda item: item[1]))
+    rows = np.arange(len(errors))
+    bars = go.Bar(
+        x=list(errors.values()),
+        y=rows,
+        orientation="h",
+        marker={"color": ACCENT},
+        text=[digits(e) for e in errors.values()],
+        textposition="outside",
+        cliponaxis=False,
+        customdata=[figure_text(n, 60) for n in errors],
+        hovertemplate="%{customdata}: %{text}<extra></extra>",
+    )
+    ends = [-0.5, len(errors) - 0.5]
+    marks = [
+        go.Scatter(
+            x=[value, value],
+            y=ends,
+            mode="lines",
+            line={"color": look(name).colour, "width": 2, "dash": dash},
+            name=name,
+            hovertemplate=f"{figure_text(look(name).label)}: {digits(value)}<extra></extra>",
+        )
+        for name, value, dash in (
+            ("identified_simulator", found["identified"], "dot"),
+            ("nominal_simulator", found["nominal"], "dash"),
+        )
+    ]
+    largest = max([*errors.values(), found["nominal"]], default=1.0)
+    x = axis("mean NRMSE with one parameter back at nominal", range=[0, 1.18 * largest], nticks=6)
+    y = axis("parameter", tickvals=rows, ticktext=[_tick(n) for n in errors], range=ends)
+    figure = draw([bars, *marks], x, {**y, "showgrid": False}, bargap=0.35)
+    caption = (
+        "Each bar is the error on the training and validation recordings when that one parameter is put back to its "
+        "nominal value and all others stay identified: the longer the bar, the more that part of the gap costs."
+    )
+    return Panel("Cost of each part", caption, figure, 110 + 46 * max(len(errors), 2))
+
+
+def adaptation(recording: str, found: Mapping[str, Any]) -> Panel:
+    """Draw the replay error that is left when each parameter alone may move."""
+    errors = dict(sorted(found["errors"].items(), key=lambda item: -item[1]))
+    rows = np.arange(len(errors))
+    bars = go.Bar(
+        x=list(errors.values()),
+        y=rows,
+        orientation="h",
+        marker={"color": [look("adapted_simulator").colour if n == found["moved"] else "#b8c0cc" for n in errors]},
+        text=[digits(e) for e in errors.values()],
+        textposition="outside",
+        cliponaxis=False,
+        customdata=[figure_text(n, 60) or "no parameter moves" for n in errors],
+        hovertemplate="%{customdata}: %{text} rad<extra></extra>",
+    )
+    x = axis("mean absolute replay error [rad]", range=[0, 1.22 * max([*errors.values(), 1e-9])], nticks=5)
+    ticks = [_tick(n) if n else "none<br>moves" for n in errors]
+    y = axis("parameter that may move", tickvals=rows, ticktext=ticks, range=[-0.5, len(errors) - 0.5])
+    caption = (
+        "Error left on the first seconds of the changed robot when one parameter alone may move; the shortest bar is the "
+        "best single explanation, and coloured where it is good enough to be believed."
+    )
+    return Panel(recording, caption, draw([bars], x, {**y, "showgrid": False}, bargap=0.35), 110 + 46 * max(len(errors), 2))
+
+
+def correlation(posterior: Posterior) -> list[Panel]:
+    """Draw the posterior's correlations, and the most correlated pair; nothing where fewer than two parameters vary."""
+    varying = [i for i in range(len(posterior.names)) if posterior.samples[:, i].std() > 0]
+    if len(varying) < 2:
+        return []
+    names = [posterior.names[i] for i in varying]
+    table = np.corrcoef(posterior.samples[:, varying].T)
+    hidden = np.where(np.triu(np.ones_like(table), 1) > 0, np.nan, table)
+    few = len(names) <= 8
+    heat = go.Heatmap(
+        z=hidden.round(3),
+        zmin=-1,
+        zmax=1,
+        colorscale="RdBu",
+        text=[[f"{v:.2f}" if np.isfinite(v) else "" for v in row] for row in hidden],
+        texttemplate="%{text}" if few else None,
+        textfont={"size": 11},
+        hovertemplate="%{x}<br>%{y}<br>%{z:.2f}<extra></extra>",
+        xgap=2,
+        ygap=2,
+        hoverongaps=False,
+        colorbar={"title": {"text": "r [1]"}, "thickness": 10, "len": 0.9, "tickvals": [-1, 0, 1], "outlinewidth": 0},
+    )
+    ticks = {"tickvals": list(range(len(names))), "ticktext": [_tick(n) for n in names], "showgrid": False}
+    x = axis("parameter", **ticks, tickangle=-90)
+    y = axis("parameter", **ticks, autorange="reversed")
+    height = 200 + min(44 * len(names), 500)
+    caption = (
+        "Correlation of the posterior's samples. Near 1 or -1, the recordings fix only a combination of the two "
+        "parameters; near 0, each is known by itself."
+    )
+    panels = [Panel("Posterior correlation", caption, draw([heat], x, y), height)]
+    a, b = max(((i, j) for i in range(len(names)) for j in range(i)), key=lambda pair: abs(table[pair]))
+    return [*panels, _pair(posterior, varying[b], varying[a], float(table[a, b]), height)]
+
+
+def _pair(posterior: Posterior, a: int, b: int, r: float, height: int) -> Panel:
+    label = [f"{figure_text(short(posterior.names[i]))} [{posterior.prior[posterior.names[i]].unit}]" for i in (a, b)]
+    few = posterior.samples[:SAMPLES]
+    dots = go.Scatter(
+        x=few[:, a],
+        y=few[:, b],
+        mode="markers",
+        marker={"color": ACCENT, "size": 5, "opacity": 0.45},
+        hovertemplate="%{x:.4g}, %{y:.4g}<extra></extra>",
+    )
+    figure = draw([dots], axis(label[0], nticks=5), axis(label[1], nticks=6))
+    caption = f"The two parameters that the recordings tell apart least (r = {r:.2f}); each dot is a sample of the posterior."
+    return Panel("Most correlated pair", caption, figure, height)
