@@ -11,11 +11,11 @@ WORKERS ?= 2
 .PHONY: demo test bench lint clean
 
 demo: .venv/.installed
-	.venv/bin/sim2real run recipes/pendulum.yaml
+	.venv/bin/sim2real run recipes/pendulum.yaml --again
 
 # One thread a worker: two workers with a pool of threads each would fight over the cores.
 test: .venv/.installed
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	SIM2REAL_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 		.venv/bin/pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
 
 bench: .venv/.installed

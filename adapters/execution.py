@@ -161,7 +161,8 @@ class Friction(Stage):
     """Coulomb and viscous friction as an effort, never more than stops the joint within the substep.
 
     The stopping effort is what brings the velocity to zero in one substep against the command and the load; a joint at
-    rest stays at rest while the drive stays below the Coulomb effort (after BAM, Duclusaud et al. 2024).
+    rest stays at rest while the drive stays below the Coulomb effort (after BAM, Duclusaud et al. 2024). Each joint is
+    stopped as if it were alone with its friction: coupled ones come to rest within some substeps.
 
     Attributes:
         coulomb: [effort].

@@ -36,10 +36,12 @@ def bootstrap(problem: ShootingProblem, best: Array, samples: int, rng: np.rando
     g = np.linalg.solve((1 + 1e-6) * np.eye(size) - leverage, g[..., None])[..., 0]
     multiplier = rng.exponential(size=(samples, blocks))
     multiplier /= multiplier.mean(1, keepdims=True)
-    shift = np.linalg.solve(np.einsum("sb,bpq->spq", multiplier, h) + prior + ridge, ((multiplier - 1) @ g)[..., None])
     # Student's t rather than normal, for the scatter itself is estimated from the blocks
     freedom = max(blocks - 1, 1)
-    shift = shift[..., 0] * np.sqrt(freedom / rng.chisquare(freedom, size=(samples, 1)))
+    scatter = (multiplier - 1) @ g * np.sqrt(freedom / rng.chisquare(freedom, size=(samples, 1)))
+    # what is known beforehand is uncertain too: without its scatter a prior that pulls would look like certainty
+    scatter += rng.normal(size=(samples, size)) @ problem.factor
+    shift = np.linalg.solve(np.einsum("sb,bpq->spq", multiplier, h) + prior + ridge, scatter[..., None])[..., 0]
     return into_bounds(best - shift, total + ridge, problem.lower, problem.upper)
 
 

@@ -15,13 +15,13 @@ RANDOMIZATION = {
 
 def main() -> None:
     """Run the example."""
-    plant = Plant(RobotModel("pendulum"), Chain([Latency()]))
-    randomization = ParameterSet.parse(RANDOMIZATION, plant.units()).against(plant.nominal())
+    plant = Plant(RobotModel("pendulum"), Chain([Latency()]), timestep=0.002)
+    randomization, nominal = ParameterSet.parse(RANDOMIZATION, plant.units()), plant.nominal()
     for parameter in randomization:
-        print(f"{parameter.name:26} {parameter.notation} {parameter.unit}")
+        print(f"{parameter.name:26} {parameter.notation:14} nominal {nominal[parameter.name]:g} {parameter.unit}")
 
     n, seconds = 1000, 1.0
-    values = randomization.sample(np.random.default_rng(0), n)
+    values = randomization.against(nominal).sample(np.random.default_rng(0), n)
     pendulums = plant.start(n, values)
 
     time = plant.timestep * np.arange(round(seconds / plant.timestep))

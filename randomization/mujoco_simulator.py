@@ -140,10 +140,13 @@ class MujocoSimulator:
     def effective_inertia(self) -> Array:
         import mujoco
 
-        inertia = self._batch.bind("M")  # before `forward`, which fills what is bound
+        stored = self._batch.bind("M")  # before `forward`, which fills what is bound
         self._batch.forward(stage=int(mujoco.mjtStage.mjSTAGE_POS))
-        diagonal = self._compiled.M_rowadr + self._compiled.M_rownnz - 1
-        return np.array(inertia[:, diagonal])
+        dof = self.degrees_of_freedom
+        rows, columns = np.repeat(np.arange(dof), self._compiled.M_rownnz), self._compiled.M_colind
+        inertia = np.zeros((self.n, dof, dof))
+        inertia[:, rows, columns] = inertia[:, columns, rows] = stored
+        return np.asarray(1.0 / np.diagonal(np.linalg.inv(inertia), axis1=1, axis2=2))
 
     def bias_effort(self) -> Array:
         import mujoco

@@ -46,7 +46,10 @@ class Simulator(ParameterStore, Protocol):
         ...
 
     def effective_inertia(self) -> Array:
-        """Return the diagonal of the joint-space inertia at the present state (n, X / 2)."""
+        """Return what each joint resists an effort with, the others being free to move (n, X / 2).
+
+        The inverse of the diagonal of the inverse joint-space inertia, at the present state.
+        """
         ...
 
     def bias_effort(self) -> Array:

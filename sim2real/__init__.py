@@ -24,6 +24,7 @@ _HOMES = {
     "Chain": "sim2real.adapters",
     "EnsembleDynamics": "sim2real.world_model",
     "Episode": "sim2real.episodes",
+    "LogSchema": "sim2real.logs",
     "MPPI": "sim2real.planning",
     "MujocoSimulator": "sim2real.randomization",
     "Parameter": "sim2real.randomization",

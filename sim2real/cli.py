@@ -21,6 +21,7 @@ VERBS = {
     "identify": ("identify", "identify the parameters of a robot from its logs"),
     "finetune": ("finetune", "identify, pre-train a world model, and fine-tune its dynamics on the logs"),
     "evaluate": ("evaluate", "score the simulator and the world model on held-out logs"),
+    "control": ("control", "let the controllers run on the recipe's twin"),
 }
 
 
@@ -137,6 +138,12 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
     elif verb == "finetune":
         console.print(f"fine-tuning {_plain(result('finetune')['reason'])}")
         console.print(f"model: {_plain(str(directory / 'model' / 'finetuned'))}")
+    elif verb == "control":
+        found = result("control")
+        for name, value in found.get("returns", {}).items():
+            console.print(f"{name:>9}: mean uprightness {value:.3f} (0 hangs, 1 stands)")
+        if "not_applicable" in found:
+            console.print(f"not applicable: {_plain(found['not_applicable'])}")
     else:
         console.print(_score_table(result("evaluate")["scores"]))
     if verb == "run":

@@ -136,6 +136,7 @@ def _fit(recipe: Recipe, space: Space, path: Path, trainable: Any, say: Say) -> 
             scheduler=ASHAScheduler(time_attr="rung", max_t=len(RUNGS), grace_period=1, reduction_factor=2),
             num_samples=trials,
             max_concurrent_trials=recipe.sweep.concurrent,
+            reuse_actors=True,  # importing torch anew for every trial would take longer than many a trial
             trial_dirname_creator=_directory_name,
         ),
         run_config=tune.RunConfig(storage_path=str(path.parent), name=path.name, callbacks=[_Listener()], verbose=0),

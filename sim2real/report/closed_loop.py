@@ -90,7 +90,7 @@ def angles(found: Trajectories, target: float, joint: str) -> list[Panel]:
             )
             for i, row in enumerate(angle)
         ]
-        targets = [line(time[[0, -1]], [target + 2 * math.pi * k] * 2) for k in turns]
+        targets = [line([float(time[0]), float(time[-1])], [target + 2 * math.pi * k] * 2) for k in turns]
         y = axis(
             f"angle of {figure_text(joint)} [rad]",
             range=[low, high],
@@ -130,8 +130,8 @@ def uprightness(each: Mapping[str, Sequence[float]]) -> Panel:
     x = axis("controller", tickvals=list(range(len(names))), ticktext=labels, showgrid=False)
     figure = draw([bars, *dots], x, axis("mean uprightness [1]", range=[0, 1.04]), bargap=0.4)
     caption = (
-        "Uprightness is 1 at the target and 0 opposite to it, averaged over the whole run, swing-up included. The bar is "
-        "the mean over starts, each dot is one start."
+        "Uprightness is 1 at the target and 0 opposite to it, averaged over the whole run, swing-up included. The bar "
+        "is the mean over starts, each dot is one start."
     )
     return Panel("Uprightness", caption, figure)
 
@@ -154,7 +154,7 @@ def planning_time(found: Trajectories) -> Panel | None:
     figure = draw([bars], axis("planning time [ms]", nticks=7), axis("control steps [1]"), bargap=0)
     middle, late = np.quantile(milliseconds, [0.5, 0.99])
     caption = (
-        f"Time from reading to command with this run's world model: median {digits(float(middle))} ms, 99 % of steps within "
-        f"{digits(float(late))} ms, for {starts} robots planned together; the control period is {digits(period)} ms."
+        f"Time from reading to command with this run's world model: median {digits(float(middle))} ms, 99 % of steps "
+        f"within {digits(float(late))} ms, for {starts} robots planned together; control period {digits(period)} ms."
     )
     return Panel("Planning time", caption, figure)

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from sim2real.report.notation import digits, figure_text, look, percent, trimmed
 from sim2real.report.summary import Rows, horizons, nrmse, rmse
 
-INK, GRID, ACCENT = "#1c2430", "#e6e9ee", "#0072b2"
+INK, GRID, NEUTRAL = "#1c2430", "#e6e9ee", "#9fabbb"
 LEVELS = ("0.5", "0.9", "0.95")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -76,7 +76,10 @@ def line(x: Sequence[float], y: Sequence[float], **settings: Any) -> go.Scatter:
 
 
 def _marker(name: str, size: int = 9) -> dict[str, Any]:
-    return {"color": look(name).colour, "symbol": look(name).symbol, "size": size, "line": {"color": "white", "width": 1}}
+    # of symbols of one nominal size, these look smaller
+    size += 3 if look(name).symbol in ("triangle-up", "star") else 0
+    edge = {"color": "white", "width": 1}
+    return {"color": look(name).colour, "symbol": look(name).symbol, "size": size, "line": edge}
 
 
 def glance(rows: Rows) -> go.Figure:
@@ -98,8 +101,9 @@ def glance(rows: Rows) -> go.Figure:
         for n in names
     ]
     shown = [e for e in errors.values() if e > 0] or [1.0]
-    low = math.floor(math.log10(min(shown)) - 0.2)
-    x = axis("mean NRMSE (1 = nothing moves)", type="log", range=[low, 0.15], dtick=1, tickformat="~g")
+    # room for the number over the leftmost mark
+    low = math.log10(min(*shown, 1.0)) - 0.55
+    x = axis("mean NRMSE [1]", type="log", range=[low, 0.15], dtick=1, tickformat="~g")
     edge = line([1, 1], [-0.5, len(names) - 0.3])
     return draw([*traces, edge], x, axis("predictor", range=[-0.5, len(names) - 0.3]))
 
@@ -148,8 +152,9 @@ def calibration(predictors: Mapping[str, Any]) -> go.Figure:
                 hovertemplate=f"{figure_text(look(name).label)}: %{{y:.3g}} %<extra></extra>",
             )
         )
-    x = axis("nominal coverage [%]", tickvals=[0, 1, 2], ticktext=[trimmed(100 * float(v)) for v in LEVELS], range=[-0.5, 2.5])
-    return draw(traces, {**x, "showgrid": False}, axis("observed coverage [%]", range=[-3, 104]))
+    levels = [trimmed(100 * float(v)) for v in LEVELS]
+    x = axis("nominal coverage [%]", tickvals=[0, 1, 2], ticktext=levels, range=[-0.5, 2.5], showgrid=False)
+    return draw(traces, x, axis("observed coverage [%]", range=[-3, 104]))
 
 
 def sharpness(predictors: Mapping[str, Any]) -> go.Figure:
@@ -179,7 +184,7 @@ def stage_seconds(seconds: Mapping[str, float]) -> Panel:
         x=[seconds[n] for n in names],
         y=[figure_text(n) for n in names],
         orientation="h",
-        marker={"color": ACCENT},
+        marker={"color": NEUTRAL},
         text=[f"{digits(seconds[n])} s" if seconds[n] >= 0.05 else "0 s" for n in names],
         textposition="outside",
         cliponaxis=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -32,16 +33,18 @@ SPLITS = {
     "shift": "recordings of a changed robot, scored after the seconds that were adapted to",
     "validation": "recordings on which choices were made, so slightly optimistic",
 }
+COVERAGE = (("coverage", "of 50 %"), ("coverage", "of 90 %"), ("block", "bootstrap"), ("coverage", "of 95 %"))
+_UNBROKEN = re.compile(r"(?<=\d) (?=%|(?:s|ms|rad)\b)")
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """The scores of one recording: `columns` of numbers, and a row for each predictor."""
+    """The scores of one recording: `columns` of numbers in two lines each, and a row for each predictor."""
 
     split: str
     recording: str
     windows: int
-    columns: list[str]
+    columns: list[tuple[str, str]]
     rows: list[tuple[str, list[str], bool]]
 
 
@@ -70,8 +73,9 @@ def render(run_directory: Path) -> str:
     metrics = read_metrics(run_directory / "metrics.json")
     recipe_path = run_directory / "recipe.yaml"
     recipe = recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else ""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"digits": digits, "trimmed": trimmed, "percent": percent, "figure": figure_json}
+    strict = jinja2.StrictUndefined
+    environment = jinja2.Environment(autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"digits": digits, "trimmed": trimmed, "figure": figure_json, "unbroken": unbroken}
     template = environment.from_string(_file("template.html"))
     split, rows = headline(metrics)
     return template.render(
@@ -87,6 +91,7 @@ def render(run_directory: Path) -> str:
         refused=(metrics.get("finetune") or {}).get("accepted") is False,
         parameters=parameter_rows(metrics),
         costs=cost_panels(metrics),
+        shift=shift_panels(metrics),
         posterior=posterior_panels(run_directory / "posterior"),
         closed_loop=closed_loop_panels(metrics, run_directory / "closed_loop.npz", recipe),
         no_closed_loop=no_closed_loop(metrics),
@@ -123,6 +128,11 @@ def figure_json(figure: Any) -> Markup:
     return Markup(text)
 
 
+def unbroken(text: str) -> str:
+    """Keep a number and its unit on one line."""
+    return _UNBROKEN.sub("\N{NO-BREAK SPACE}", text)
+
+
 def prediction_panels(metrics: Metrics) -> list[Panel]:
     """Draw the error against the horizon for each recording."""
     return [
@@ -142,16 +152,20 @@ def calibration_panels(metrics: Metrics) -> list[tuple[Panel, Panel]]:
         )
         for split, recording, predictors in _scored(metrics)
         # recalibration was fitted on the validation recordings
-        if split != "validation" or not headline(metrics)[0] == "test"
+        if split != "validation" or headline(metrics)[0] != "test"
     ]
 
 
 def cost_panels(metrics: Metrics) -> list[Panel]:
-    """Draw what each parameter costs, and for changed robots which one moved."""
+    """Draw what each parameter costs."""
     found = metrics.get("attribution")
-    costs = [parameter_figures.attribution(found)] if found and found.get("parameters") else []
+    return [parameter_figures.attribution(found)] if found and found.get("parameters") else []
+
+
+def shift_panels(metrics: Metrics) -> list[Panel]:
+    """Draw which parameter of a changed robot moved."""
     changed = (metrics.get("adaptation") or {}).items()
-    return [*costs, *(parameter_figures.adaptation(name, a) for name, a in changed if a.get("errors"))]
+    return [parameter_figures.adaptation(name, a) for name, a in changed if a.get("errors")]
 
 
 def posterior_panels(directory: Path) -> list[Panel]:
@@ -188,7 +202,7 @@ def score_tables(metrics: Metrics) -> list[ScoreTable]:
     for split, recording, predictors in _scored(metrics):
         first = next(iter(predictors.values()))
         keys = horizons(first)
-        columns = ["mean NRMSE", *(f"RMSE {h} s [rad]" for h in keys), "CRPS [rad]", "50 %", "90 %", "95 %", "90 % interval of coverage"]
+        columns = [("mean", "NRMSE"), *((f"RMSE {h} s", "[rad]") for h in keys), ("CRPS", "[rad]"), *COVERAGE]
         best = min(s["mean_nrmse"] for s in predictors.values())
         rows = [(name, _cells(scores), scores["mean_nrmse"] == best) for name, scores in predictors.items()]
         tables.append(ScoreTable(split, recording, first["windows"], columns, rows))
@@ -205,8 +219,8 @@ def _cells(scores: Mapping[str, Any]) -> list[str]:
         digits(scores["crps"]),
         percent(half),
         percent(scores["coverage90"]),
-        percent(almost),
         f"{percent(low).removesuffix(' %')} to {percent(high)}",
+        percent(almost),
     ]
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sim2real.calibration import Posterior
-from sim2real.report.figures import ACCENT, Panel, axis, draw
+from sim2real.report.figures import NEUTRAL, Panel, axis, draw
 from sim2real.report.notation import digits, figure_text, look, short
 
 # Samples of a posterior that are drawn.
 SAMPLES = 2000
+# Parameters whose correlations are drawn; more cannot be read.
+CORRELATED = 14
 
 
 def _tick(parameter: str) -> str:
@@ -30,7 +32,7 @@ def attribution(found: Mapping[str, Any]) -> Panel:
         x=list(errors.values()),
         y=rows,
         orientation="h",
-        marker={"color": ACCENT},
+        marker={"color": NEUTRAL},
         text=[digits(e) for e in errors.values()],
         textposition="outside",
         cliponaxis=False,
@@ -53,7 +55,7 @@ def attribution(found: Mapping[str, Any]) -> Panel:
         )
     ]
     largest = max([*errors.values(), found["nominal"]], default=1.0)
-    x = axis("mean NRMSE with one parameter back at nominal", range=[0, 1.18 * largest], nticks=6)
+    x = axis("mean NRMSE [1]", range=[0, 1.18 * largest], nticks=6)
     y = axis("parameter", tickvals=rows, ticktext=[_tick(n) for n in errors], range=ends)
     figure = draw([bars, *marks], x, {**y, "showgrid": False}, bargap=0.35)
     caption = (
@@ -71,7 +73,7 @@ def adaptation(recording: str, found: Mapping[str, Any]) -> Panel:
         x=list(errors.values()),
         y=rows,
         orientation="h",
-        marker={"color": [look("adapted_simulator").colour if n == found["moved"] else "#b8c0cc" for n in errors]},
+        marker={"color": [look("adapted_simulator").colour if n == found["moved"] else NEUTRAL for n in errors]},
         text=[digits(e) for e in errors.values()],
         textposition="outside",
         cliponaxis=False,
@@ -82,46 +84,59 @@ def adaptation(recording: str, found: Mapping[str, Any]) -> Panel:
     ticks = [_tick(n) if n else "none<br>moves" for n in errors]
     y = axis("parameter that may move", tickvals=rows, ticktext=ticks, range=[-0.5, len(errors) - 0.5])
     caption = (
-        "Error left on the first seconds of the changed robot when one parameter alone may move; the shortest bar is the "
-        "best single explanation, and coloured where it is good enough to be believed."
+        "Error left on the first seconds of the changed robot when one parameter alone may move; the shortest bar is "
+        "the best single explanation, and coloured where it is good enough to be believed."
     )
-    return Panel(recording, caption, draw([bars], x, {**y, "showgrid": False}, bargap=0.35), 110 + 46 * max(len(errors), 2))
+    figure = draw([bars], x, {**y, "showgrid": False}, bargap=0.35)
+    return Panel(recording, caption, figure, 110 + 46 * max(len(errors), 2))
 
 
 def correlation(posterior: Posterior) -> list[Panel]:
     """Draw the posterior's correlations, and the most correlated pair; nothing where fewer than two parameters vary."""
-    varying = [i for i in range(len(posterior.names)) if posterior.samples[:, i].std() > 0]
+    varying = np.flatnonzero(posterior.samples.std(0) > 0)
     if len(varying) < 2:
         return []
-    names = [posterior.names[i] for i in varying]
-    table = np.corrcoef(posterior.samples[:, varying].T)
-    hidden = np.where(np.triu(np.ones_like(table), 1) > 0, np.nan, table)
-    few = len(names) <= 8
+    table = np.asarray(np.corrcoef(posterior.samples[:, varying].T))
+    strength = np.abs(np.tril(table, -1))
+    # the parameters with the strongest correlations, in their own order
+    shown = np.sort(np.argsort(-np.maximum(strength.max(0), strength.max(1)), kind="stable")[:CORRELATED])
+    names = [posterior.names[i] for i in varying[shown]]
+    # each pair once: rows from the second parameter on, columns up to the last but one
+    part = np.where(np.triu(np.ones((len(shown), len(shown)))) > 0, np.nan, table[np.ix_(shown, shown)])[1:, :-1]
+    labels, few = [_tick(n) for n in names], len(names) <= 7
+    at = {"tickvals": list(range(len(names) - 1)), "showgrid": False}
+    if few:
+        x = axis("parameter", **at, ticktext=labels[:-1], tickangle=-90)
+    else:
+        numbers = [str(i + 1) for i in range(len(names))]
+        labels = [f"{label} ({i})" for label, i in zip(labels, numbers, strict=True)]
+        x = axis(f"parameter (1 is {figure_text(short(names[0]))})", **at, ticktext=numbers[:-1], tickangle=0)
+    y = axis("parameter", **at, ticktext=labels[1:], autorange="reversed")
     heat = go.Heatmap(
-        z=hidden.round(3),
+        z=part.round(3),
         zmin=-1,
         zmax=1,
         colorscale="RdBu",
-        text=[[f"{v:.2f}" if np.isfinite(v) else "" for v in row] for row in hidden],
+        text=[[f"{v:.2f}" if np.isfinite(v) else "" for v in row] for row in part],
         texttemplate="%{text}" if few else None,
         textfont={"size": 11},
-        hovertemplate="%{x}<br>%{y}<br>%{z:.2f}<extra></extra>",
+        hovertemplate="r = %{text}<extra></extra>",
         xgap=2,
         ygap=2,
         hoverongaps=False,
-        colorbar={"title": {"text": "r [1]"}, "thickness": 10, "len": 0.9, "tickvals": [-1, 0, 1], "outlinewidth": 0},
+        showscale=not few,
+        colorbar={"thickness": 8, "len": 0.9, "tickvals": [-1, 0, 1], "tickfont": {"size": 11}, "outlinewidth": 0},
     )
-    ticks = {"tickvals": list(range(len(names))), "ticktext": [_tick(n) for n in names], "showgrid": False}
-    x = axis("parameter", **ticks, tickangle=-90)
-    y = axis("parameter", **ticks, autorange="reversed")
     height = 200 + min(44 * len(names), 500)
     caption = (
         "Correlation of the posterior's samples. Near 1 or -1, the recordings fix only a combination of the two "
         "parameters; near 0, each is known by itself."
     )
-    panels = [Panel("Posterior correlation", caption, draw([heat], x, y), height)]
-    a, b = max(((i, j) for i in range(len(names)) for j in range(i)), key=lambda pair: abs(table[pair]))
-    return [*panels, _pair(posterior, varying[b], varying[a], float(table[a, b]), height)]
+    if len(names) < len(varying):
+        caption += f" The {len(names)} parameters with the strongest correlations, of {len(varying)}."
+    a, b = np.unravel_index(strength.argmax(), strength.shape)
+    pair = _pair(posterior, int(varying[b]), int(varying[a]), float(table[a, b]), height)
+    return [Panel("Posterior correlation", caption, draw([heat], x, y), height), pair]
 
 
 def _pair(posterior: Posterior, a: int, b: int, r: float, height: int) -> Panel:
@@ -131,9 +146,9 @@ def _pair(posterior: Posterior, a: int, b: int, r: float, height: int) -> Panel:
         x=few[:, a],
         y=few[:, b],
         mode="markers",
-        marker={"color": ACCENT, "size": 5, "opacity": 0.45},
+        marker={"color": look("identified_simulator").colour, "size": 5, "opacity": 0.45},
         hovertemplate="%{x:.4g}, %{y:.4g}<extra></extra>",
     )
     figure = draw([dots], axis(label[0], nticks=5), axis(label[1], nticks=6))
-    caption = f"The two parameters that the recordings tell apart least (r = {r:.2f}); each dot is a sample of the posterior."
+    caption = f"The pair that the recordings tell apart least (r = {r:.2f}); each dot is a sample of the posterior."
     return Panel("Most correlated pair", caption, figure, height)

@@ -65,18 +65,22 @@ def _row(name: str, metrics: Metrics) -> ParameterRow:
     p: Mapping[str, Any] = metrics["parameters"][name]
     low, high = p["interval90"]
     prior = prior_range(name, p["prior"], p["unit"])
-    adapted = [a["parameters"][name]["mean"] for a in (metrics.get("adaptation") or {}).values() if a.get("moved") == name]
-    values = [p["nominal"], low, high, p["mean"], *adapted, *([p["truth"]] if "truth" in p else [])]
+    changed = (metrics.get("adaptation") or {}).values()
+    points = [
+        ("nominal", p["nominal"]),
+        *([("truth", p["truth"])] if "truth" in p else []),
+        *(("adapted", a["parameters"][name]["mean"]) for a in changed if a.get("moved") == name),
+    ]
+    values = [low, high, p["mean"], *(value for _, value in points)]
     first, last = min([prior[0], *values]), max([prior[1], *values])
     width = (last - first) or 1.0
 
     def place(x: float) -> float:
-        return round(100 * (x - first) / width, 3)
+        return float(round(100 * (x - first) / width, 3))
 
     def span(a: float, b: float) -> Span:
         return Span(place(a), round(100 * (b - a) / width, 3))
 
-    marks = [("nominal", p["nominal"]), *((("truth", p["truth"]),) if "truth" in p else ()), *(("adapted", a) for a in adapted)]
     return ParameterRow(
         name=name,
         short=short(name),
@@ -92,7 +96,7 @@ def _row(name: str, metrics: Metrics) -> ParameterRow:
         ends=(first, last),
         prior=span(*prior),
         posterior=span(low, high),
-        marks=[(kind, place(x), x) for kind, x in marks],
+        marks=[(kind, place(x), x) for kind, x in points],
     )
 
 

@@ -27,7 +27,7 @@ class KeyFigure:
 
 
 def headline(metrics: Metrics) -> tuple[str, Rows]:
-    """Return the split that the headline is about, with its recordings: test, or validation for want of one, or neither."""
+    """Return the split that the headline is about, and its recordings: test, else validation, else neither."""
     for split in ("test", "validation"):
         rows: Rows = metrics["scores"].get(split) or {}
         if rows:
@@ -86,7 +86,7 @@ def moved(parameter: Mapping[str, Any]) -> bool:
 
 
 def by_cost(metrics: Metrics) -> list[str]:
-    """Return the parameters, the one that costs most first; without attribution, the one furthest from nominal first."""
+    """Return the parameters, the costliest first; without attribution, the one furthest from nominal first."""
     parameters = metrics["parameters"]
     costs = (metrics.get("attribution") or {}).get("parameters", {})
 

@@ -16,12 +16,26 @@ from sim2real.randomization import ParameterSet, RobotModel
 from sim2real.twin import Twin, excite
 
 MASS, DAMPING, DELAY = "dynamics.payload.mass", "dynamics.hinge.damping", "execution.latency.delay"
+ARM = """
+<mujoco>
+  <option gravity="0 0 -9.81"/>
+  <worldbody>
+    <body name="payload">
+      <inertial pos="0 0 -0.5" mass="0.5" diaginertia="1e-4 1e-4 1e-4"/>
+      <joint name="hinge" type="hinge" axis="0 -1 0" damping="0.02" armature="0.002"/>
+    </body>
+  </worldbody>
+  <actuator><motor name="motor" joint="hinge"/></actuator>
+</mujoco>
+"""
 TRUTH = {MASS: 0.6, DAMPING: 0.04, DELAY: 0.02}
 
 
 @pytest.fixture(scope="module")
-def plant() -> Plant:
-    return Plant(RobotModel("pendulum"), Chain.from_config([{"stage": "latency"}]), 0.005, threads=1)
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
+    path = tmp_path_factory.mktemp("robot") / "arm.xml"
+    path.write_text(ARM)
+    return Plant(RobotModel(path), Chain.from_config([{"stage": "latency"}]), 0.005, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +85,8 @@ def test_an_unchanged_robot_changes_nothing(plant: Plant, posterior: Posterior) 
 
 def test_measured_actions_cannot_move_the_execution(plant: Plant, posterior: Posterior) -> None:
     heavy = TRUTH | {MASS: 2 * TRUTH[MASS]}
-    measured = replace(two_seconds(plant.without_chain(), {n: heavy[n] for n in (MASS, DAMPING)}, 3))
-    log = replace(measured, action_source="measured")
+    efforts = two_seconds(plant.without_chain(), {n: heavy[n] for n in (MASS, DAMPING)}, 3)
+    log = replace(efforts, action_source="measured")
     found = adapt(plant, posterior, [log], channels=["position"], rng=np.random.default_rng(1))
     assert found.moved == MASS
     assert DELAY not in found.errors

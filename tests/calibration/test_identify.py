@@ -116,17 +116,20 @@ def test_estimate_and_spread_are_those_of_least_squares(plant: Plant) -> None:
 
 
 def test_a_normal_prior_pulls_by_its_precision(plant: Plant) -> None:
-    episode = recording(np.random.default_rng(2), seconds=10, gravity=0.2, noise=0.01)
+    episode = recording(np.random.default_rng(2), seconds=20, gravity=0.2, noise=0.01)
     estimate, inverse = least_squares(episode)
-    center, width = estimate + [0.02, -0.02], 0.01 * np.sqrt(np.diag(inverse))
+    width = 0.01 * np.sqrt(np.diag(inverse))  # as sure as the data are
+    center = estimate + width * [1.0, -1.0]
     prior = ParameterSet.parse(
         {GEAR: f"=N({center[0]}, {width[0]})", GRAVITY: f"=N({center[1]}, {width[1]}) m/s²"}
     )
-    posterior = identify(plant, [episode], prior, **LINEAR, rng=np.random.default_rng(0))
+    posterior = identify(plant, [episode], prior, **LINEAR, samples=2000, rng=np.random.default_rng(0))
     data, pull = np.linalg.inv(inverse) / posterior.noise[0] ** 2, np.diag(width**-2.0)
     expected = np.linalg.solve(data + pull, data @ estimate + pull @ center)
-    assert np.abs(expected - estimate).min() > 0.1 * width.min()
+    assert (np.abs(expected - estimate) > 0.2 * width).all()
     np.testing.assert_allclose(posterior.best, expected, atol=0.02 * width.min())
+    deviation = np.sqrt(np.diag(np.linalg.inv(data + pull)))
+    np.testing.assert_allclose(posterior.samples.std(0), deviation, rtol=0.2)
 
 
 def test_too_few_blocks_to_resample_give_the_cautious_normal(plant: Plant) -> None:

@@ -140,6 +140,21 @@ def test_friction_acts_on_the_joint_that_the_actuator_drives(tmp_path: Path) -> 
     assert view.effective_inertia.item() == inertia[0, 1] < inertia[0, 0]
 
 
+def test_friction_brings_coupled_joints_to_rest_without_chatter() -> None:
+    frictionless = {
+        f"dynamics.{joint}.{field}": np.zeros(1)
+        for joint in ("shoulder", "elbow")
+        for field in ("damping", "frictionloss")
+    }
+    running = Plant(RobotModel("double_pendulum"), Chain([Friction()])).start(1, frictionless)
+    running.write({"execution.friction.coulomb": np.array([[0.6, 0.4]])})
+    running.reset(np.array([[0.3, -0.2, 2.0, -3.0]]))
+    states = running.step(np.zeros((1, 1300, 2)))[0]
+    np.testing.assert_allclose(states[-200:], np.tile([*states[-1, :2], 0.0, 0.0], (200, 1)), atol=1e-9)
+    turns = np.abs(np.diff(np.sign(np.round(states[:, 2:], 6)), axis=0)) == 2
+    assert turns.sum() < 20
+
+
 # Parameters
 
 

@@ -1,0 +1,211 @@
+"""The command line, end to end: a whole run, a kill in the middle of it, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PENDULUM = ROOT / "recipes" / "pendulum.yaml"
+# The whole loop in seconds: everything is there, nothing is good.
+SMALL = [
+    "twin.record={seconds: 6, test_seconds: 3}",
+    "identify={tries: 4, starts: 1, rounds: 1, samples: 50}",
+    "observer.bandwidths=[45]",
+    "model={stretches: 20, iterations: 60, members: 3, hidden: [16], steps: 10}",
+    "finetune={iterations: 5, steps: 5}",
+    "control={limit: 3.0, seconds: 0.4, starts: 2, candidates: 20}",
+]
+
+
+def sim2real(*arguments: object, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sim2real.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def metrics(output: Path) -> dict[str, Any]:
+    (path,) = output.glob("*/metrics.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def without_clocks(found: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what may differ between two runs of the same recipe: clocks."""
+    return {k: v for k, v in found.items() if k not in ("seconds", "planning_milliseconds", "environment")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An unbroken small run: its output folder, and what it printed."""
+    cwd = tmp_path_factory.mktemp("unbroken")
+    done = sim2real("run", PENDULUM, *SMALL, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "runs", done.stdout
+
+
+def test_run_writes_everything(finished: tuple[Path, str]) -> None:
+    output, printed = finished
+    (run,) = output.iterdir()
+    for name in ("recipe.yaml", "metrics.json", "report.html", "posterior/posterior.json", "model/finetuned/config.json"):
+        assert (run / name).is_file(), name
+    assert "report:" in printed
+    assert "Traceback" not in printed
+
+
+def test_metrics_hold_what_they_promise(finished: tuple[Path, str]) -> None:
+    found = metrics(finished[0])
+    rows = found["scores"]["test"]["test_recording"]
+    predictors = {
+        "persistence",
+        "nominal_simulator",
+        "identified_simulator",
+        "pretrained_model",
+        "finetuned_model",
+    }
+    assert set(rows) == predictors
+    for scores in rows.values():
+        assert scores["mean_nrmse"] >= 0
+        for horizon in ("0.1", "0.2", "0.5", "1"):
+            s = scores[horizon]
+            assert set(s["coverage"]) == {"0.5", "0.9", "0.95"}
+            low, high = s["coverage90_interval"]
+            assert 0 <= low <= high <= 1
+            assert s["rmse"]["hinge"] >= 0
+    assert rows["identified_simulator"]["mean_nrmse"] < 0.5 * rows["nominal_simulator"]["mean_nrmse"]
+    assert set(found["closed_loop"]) == {"fallback", "before", "after", "oracle"}
+    delay = found["parameters"]["execution.latency.delay"]
+    assert delay["unit"] == "s"
+    assert delay["interval90"][0] <= delay["mean"] <= delay["interval90"][1]
+    assert found["seconds"]["identify"] > 0
+
+
+def test_finished_run_is_not_repeated(finished: tuple[Path, str]) -> None:
+    before = without_clocks(metrics(finished[0]))
+    done = sim2real("run", PENDULUM, *SMALL, cwd=finished[0].parent)
+    assert done.returncode == 0
+    assert "finished earlier" in done.stdout
+    assert without_clocks(metrics(finished[0])) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "control"])
+def test_kill_and_go_on(stage: str, finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Kill -9 while a stage is at work, run again: the same metrics as without the kill."""
+    order = ["identify", "observe", "pretrain", "finetune", "adapt", "evaluate", "control"]
+    previous = order[order.index(stage) - 1]
+    command = [sys.executable, "-m", "sim2real.cli", "run", str(PENDULUM), *SMALL]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not list(tmp_path.glob(f"runs/*/stages/{previous}.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob(f"runs/*/stages/{stage}.json"))
+    again = sim2real("run", PENDULUM, *SMALL, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "finished earlier" in again.stdout
+    assert without_clocks(metrics(tmp_path / "runs")) == without_clocks(metrics(finished[0]))
+
+
+def test_report_can_be_rebuilt(finished: tuple[Path, str]) -> None:
+    (run,) = finished[0].iterdir()
+    (run / "report.html").unlink()
+    done = sim2real("report", run, cwd=run)
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.html").is_file()
+
+
+def _refused(done: subprocess.CompletedProcess[str], status: int, *said: str) -> None:
+    assert done.returncode == status, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    for words in said:
+        assert words in done.stderr
+
+
+def test_unknown_key(tmp_path: Path) -> None:
+    _refused(sim2real("run", PENDULUM, "identify.windw=0.4", cwd=tmp_path), 2, "identify.windw", "did you mean window?")
+
+
+def test_unknown_parameter(tmp_path: Path) -> None:
+    override = "parameters={dynamics.payload.masss: '*U(0.5, 2)'}"
+    _refused(sim2real("run", PENDULUM, override, cwd=tmp_path), 1, "dynamics.payload.masss", "dynamics.payload.mass")
+
+
+def test_missing_recipe(tmp_path: Path) -> None:
+    _refused(sim2real("run", tmp_path / "nothing.yaml", cwd=tmp_path), 2, "nothing.yaml")
+
+
+def test_robot_that_does_not_parse(tmp_path: Path) -> None:
+    robot = tmp_path / "robot.xml"
+    robot.write_text("<mujoco><worldbody><body></mujoco>")
+    _refused(sim2real("run", PENDULUM, f"robot={robot}", cwd=tmp_path), 1, "robot.xml", "does not parse")
+
+
+def test_missing_robot(tmp_path: Path) -> None:
+    _refused(sim2real("run", PENDULUM, "robot=pendulm", cwd=tmp_path), 1, "pendulm", "pendulum")
+
+
+RECIPE = """
+name: from_logs
+robot: pendulum
+parameters: {dynamics.payload.mass: "*U(0.5, 2)"}
+logs: logs
+log_schema:
+  file: "{name}.csv"
+  time: {column: t, unit: s}
+  observations: {position: {column: q, unit: rad}}
+  actions: {torque: {column: u, unit: N·m}}
+  action_source: commanded
+split: {train: [a], validation: [a]}
+control: {limit: 1.0}
+"""
+ROWS = "t,q,u\n" + "".join(f"{0.01 * k:.2f},{0.001 * k:.4f},0.5\n" for k in range(300))
+
+
+@pytest.mark.parametrize(
+    ("change", "recipe", "status", "said"),
+    [
+        (lambda csv: csv.replace("t,q,u", "t,angle,u"), RECIPE, 1, ["q", "angle"]),
+        (lambda csv: csv, RECIPE.replace("unit: rad}", "unit: radd}"), 1, ["radd", "rad"]),
+        (lambda csv: csv.replace("\n0.50,", "\n0.49,"), RECIPE, 1, ["increase"]),
+        (lambda csv: csv.replace("\n0.50,", "\nnan,"), RECIPE, 1, ["finite"]),
+        (lambda csv: "", RECIPE, 1, ["a.csv"]),
+        (lambda csv: csv, RECIPE.replace("train: [a]", "train: [b]"), 1, ["b", "a"]),
+    ],
+    ids=["missing column", "wrong unit", "clock goes back", "clock is NaN", "empty file", "missing recording"],
+)
+def test_bad_logs(change: Any, recipe: str, status: int, said: list[str], tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.csv").write_text(change(ROWS))
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    done = sim2real("identify", "recipe.yaml", cwd=tmp_path)
+    _refused(done, status, *said)
+    assert list(tmp_path.glob("runs/from_logs-*/recipe.yaml")), "the run directory is kept"
+
+
+def test_usage(tmp_path: Path) -> None:
+    assert sim2real(cwd=tmp_path).returncode == 2
+    assert sim2real("--help", cwd=tmp_path).returncode == 0
+    for verb in ("run", "identify", "finetune", "evaluate", "control", "sweep", "report", "logs", "parameters", "doctor"):
+        done = sim2real(verb, "--help", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "usage: sim2real" in done.stdout
+
+
+def test_doctor_and_parameters(tmp_path: Path) -> None:
+    done = sim2real("doctor", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "torch" in done.stdout
+    listed = sim2real("parameters", "pendulum", cwd=tmp_path)
+    assert "dynamics.payload.mass" in listed.stdout
+    assert "kg" in listed.stdout
