@@ -24,9 +24,10 @@ from sim2real.calibration import Posterior
 from sim2real.estimation import Observation
 from sim2real.evaluation import Questions, score
 from sim2real.pipeline import Watcher, run
+from sim2real.preparation import prepare
 from sim2real.recipe import load_recipe
 from sim2real.run_directory import read_json
-from sim2real.stages import prepare, simulator_predictor
+from sim2real.stages import simulator_predictor
 
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER = ROOT / "benchmarks" / "test_ledger.jsonl"

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from sim2real.pipeline import set_threads
+from sim2real.preparation import prepare
 from sim2real.recipe import load_recipe
-from sim2real.stages import identify_stage, prepare
+from sim2real.stages import identify_stage
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from sim2real import __version__, stages
+from sim2real import __version__, controllers, stages
 from sim2real.calibration import Adaptation, Posterior
 from sim2real.errors import RecipeError, did_you_mean
 from sim2real.estimation import Observation
 from sim2real.evaluation import Predictor, start_covariance
 from sim2real.plant import repeated
+from sim2real.preparation import Setup, prepare
 from sim2real.randomization.mujoco_simulator import available_threads
 from sim2real.recipe import Recipe
 from sim2real.run_directory import RunDirectory, read_json, write_json
-from sim2real.stages import Controller, Setup
 from sim2real.world_model import EnsembleDynamics
 
 STAGES = ("identify", "observe", "pretrain", "finetune", "adapt", "evaluate", "control", "report")
@@ -71,10 +71,13 @@ def run(
     watch = watcher or Watcher()
     set_threads()
     directory = RunDirectory(output / f"{recipe.name}-{recipe.digest()}")
-    if again and directory.finished(until):
-        directory.clear()
     (directory.path / "recipe.yaml").write_text(recipe.to_yaml())
-    _Run(directory, stages.prepare(recipe), watch).to(until)
+    setup = prepare(recipe)
+    work = [name for name in STAGES[: STAGES.index(until) + 1] if name != "report"]
+    if again and all(directory.finished(name) for name in work):
+        directory.clear()
+    directory.belongs_to(setup.recordings.fingerprint())
+    _Run(directory, setup, watch).to(until)
     return directory.path
 
 
@@ -202,20 +205,20 @@ class _Run:
         posterior, twin = self.posterior, setup.twin
         nominal = {name: setup.plant.nominal()[name] for name in posterior.names}
         rivals = {"before": (setup.plant, nominal), "oracle": (twin.plant, twin.values)}
-        controllers = {
-            "fallback": Controller(None, setup.plant, posterior.values),
-            "after": Controller(self.model("finetuned"), setup.plant, posterior.values),
+        contestants = {
+            "fallback": controllers.Controller(None, setup.plant, posterior.values),
+            "after": controllers.Controller(self.model("finetuned"), setup.plant, posterior.values),
         }
         for name, (plant, values) in rivals.items():
             self.watch.say(f"training the world model of {name}")
             members = repeated(values, setup.recipe.model.members)
             model = stages.pretrain(setup, plant, members, covariance, self.watch.say)
             model.save(self.path / "model" / name)
-            controllers[name] = Controller(self.model(name), plant, values)
-        runs = stages.control_stage(setup, controllers, observation, self.watch.say)
-        stages.save_runs(runs, self.path / "closed_loop.npz")
+            contestants[name] = controllers.Controller(self.model(name), plant, values)
+        runs = controllers.control_stage(setup, contestants, observation, self.watch.say)
+        controllers.save_runs(runs, self.path / "closed_loop.npz")
         target, joints = setup.recipe.control.target, setup.plant.degrees_of_freedom
-        each = {name: stages.returns(r, joints, target) for name, r in runs.items()}
+        each = {name: controllers.returns(r, joints, target) for name, r in runs.items()}
         return {
             "returns": {name: float(v.mean()) for name, v in each.items()},
             "each": {name: v.tolist() for name, v in each.items()},

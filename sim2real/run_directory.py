@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sim2real.errors import ModelError
+from sim2real.errors import LogError, ModelError
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -65,6 +65,20 @@ class RunDirectory:
             write_json(path, {"seconds": time.perf_counter() - start, "result": result})
         document: dict[str, Any] = read_json(path)
         return document
+
+    def belongs_to(self, fingerprint: str) -> None:
+        """Remember what the run learns from; refuse to go on with something else.
+
+        Raises:
+            LogError: stages have finished here on other recordings.
+        """
+        path = self.path / "stages" / "recordings.json"
+        if path.is_file() and read_json(path) != fingerprint:
+            raise LogError(
+                f"the recordings have changed since {self.path} was begun; "
+                "remove it, or name another --output, to start over"
+            )
+        write_json(path, fingerprint)
 
     def clear(self) -> None:
         """Forget every stage, so that the run starts over."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sim2real import stages
 from sim2real.episodes import Episode
 from sim2real.errors import ParameterError, RecipeError, did_you_mean
 from sim2real.randomization import parse_distribution
 from sim2real.randomization.distributions import LogUniform, Uniform
+from sim2real.preparation import prepare
 from sim2real.recipe import Recipe, read_value, value_of, with_overrides
 
 NOTATION = ("U(a, b)", "LogU(a, b)", "int(a, b)", "choice(x, y, ...)")
@@ -219,12 +219,12 @@ def require_same_recordings(recipe: Recipe, space: Mapping[str, SearchRange]) ->
         RecipeError: a key changes the validation recordings, so that scores would not compare.
         Sim2RealError: the recipe, or a value of a key, cannot be prepared.
     """
-    before = stages.prepare(recipe)
+    before = prepare(recipe)
     for key, values in space.items():
         if key.partition(".")[0] in LEARNING:
             continue
         for value in values.probes:
-            after = stages.prepare(with_overrides(recipe, {key: value}))
+            after = prepare(with_overrides(recipe, {key: value}))
             if not _same(before.recordings.validation, after.recordings.validation) or before.channels != after.channels:
                 raise RecipeError(
                     f"sweep.keys.{key}: {value!r} changes the validation recordings, so scores would not compare; "

@@ -1,20 +1,16 @@
-"""The stages of the loop: recordings, identification, world model, fine-tuning, adaptation, evaluation, control.
+"""The stages of the loop: identification, world model, fine-tuning, adaptation, evaluation.
 
-Each stage is a function of plain values that a notebook can call; `pipeline.run` strings them together.
+Each is a function of plain values that a notebook can call; `pipeline.run` strings them together.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sim2real.adapters import Chain
 from sim2real.calibration import (
     Adaptation,
     FinetuneResult,
@@ -23,10 +19,8 @@ from sim2real.calibration import (
     finetune_dynamics,
     identify,
 )
-from sim2real.control import Run, closed_loop
-from sim2real.episodes import Array, Episode
-from sim2real.errors import LogError
-from sim2real.estimation import ModelObserver, Observation
+from sim2real.episodes import Array
+from sim2real.estimation import Observation
 from sim2real.evaluation import (
     EnsemblePredictor,
     Predictor,
@@ -36,13 +30,9 @@ from sim2real.evaluation import (
     persistence,
     score,
 )
-from sim2real.logs import LogSchema, read_logs
-from sim2real.planning import MPPI, Damping, Policy, Upright, upright_reward
 from sim2real.plant import Plant, repeated
 from sim2real.prediction import Prediction, Recalibration
-from sim2real.randomization import ParameterSet, RobotModel
-from sim2real.recipe import Recipe
-from sim2real.twin import Twin, excite
+from sim2real.preparation import Setup, Shift
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Excitation, Stretches, fit, from_episodes, simulate
 
 Progress = Callable[[str], None]
@@ -50,129 +40,6 @@ Progress = Callable[[str], None]
 DRAWS = 16
 # What a few seconds of a changed robot make of these predictors, and whose recalibration the result keeps.
 HEIR_OF = {"adapted_simulator": "identified_simulator", "adapted_model": "finetuned_model"}
-
-
-@dataclass(frozen=True)
-class Shift:
-    """A changed robot: the seconds to adapt to, and the recordings in which to score what comes after them."""
-
-    name: str
-    adapt_to: Episode
-    recordings: list[Episode]
-    after: float
-
-
-@dataclass(frozen=True)
-class Recordings:
-    """What the pipeline learns from, chooses on, and is scored on."""
-
-    train: list[Episode]
-    validation: list[Episode]
-    test: list[Episode]
-    shift: list[Shift]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A recipe made real.
-
-    Attributes:
-        recipe: what was asked for.
-        plant: the robot model behind the chain of the recipe, all nominal.
-        prior: over the parameters, as the recipe has it.
-        channels: the observations that are joint positions.
-        twin: the robot to discover, where there is one.
-        recordings: to learn from and to be scored on.
-    """
-
-    recipe: Recipe
-    plant: Plant
-    prior: ParameterSet
-    channels: list[str]
-    twin: Twin | None
-    recordings: Recordings
-
-    def rng(self, stage: str) -> np.random.Generator:
-        """Return the generator of a stage: the same whether or not the stages before it were resumed."""
-        return np.random.default_rng([self.recipe.seed, zlib.crc32(stage.encode())])
-
-
-def prepare(recipe: Recipe, threads: int = 0) -> Setup:
-    """Load the robot, and record the twin or read the logs.
-
-    Raises:
-        Sim2RealError: what the recipe names does not exist or cannot be read.
-    """
-    plant = Plant(RobotModel(recipe.robot), Chain.from_config(recipe.execution), recipe.timestep, threads)
-    prior = ParameterSet.parse(recipe.parameters, plant.units())
-    prior.against(plant.nominal())
-    twin = _twin(recipe, plant)
-    if twin is not None:
-        recordings = record_twin(twin, recipe)
-    else:
-        recordings = read_recordings(recipe)
-    names = [n for n, _ in recordings.train[0].channels.observations]
-    channels = list(recipe.positions)
-    if len(channels) != plant.degrees_of_freedom:
-        raise LogError(
-            f"the robot has {plant.degrees_of_freedom} joints ({', '.join(plant.model.joint_names)}), but `positions:` "
-            f"names {len(channels)} observations ({', '.join(channels)}); the recordings have {', '.join(names)}"
-        )
-    for channel in channels:
-        recordings.train[0].channels.column(channel)
-    actions = len(recordings.train[0].channels.actions)
-    if actions != plant.actions:
-        raise LogError(f"the robot has {plant.actions} actuators, the recordings {actions} actions")
-    return Setup(recipe, plant, prior, channels, twin, recordings)
-
-
-def _twin(recipe: Recipe, plant: Plant) -> Twin | None:
-    section = recipe.twin
-    if section is None:
-        return None
-    chain = plant.chain if section.execution is None else Chain.from_config(section.execution)
-    body = Plant(plant.model, chain, section.timestep or plant.timestep, plant.threads)
-    return Twin(body, section.parameters, Chain.from_config(section.perception), section.period)
-
-
-def record_twin(twin: Twin, recipe: Recipe) -> Recordings:
-    """Record a twin: one log, split in time for training and validation, and another one for testing."""
-    assert recipe.twin is not None
-    settings = recipe.twin.record
-    rng = np.random.default_rng([recipe.seed, zlib.crc32(b"record")])
-    limit = np.full(twin.plant.actions, recipe.control.limit)
-    log, test = (
-        twin.record(name, excite(rng, seconds, settings.hold, limit, settings.frequencies), settings.hold)
-        for name, seconds in (("recording", settings.seconds), ("test_recording", settings.test_seconds))
-    )
-    cut = settings.seconds * (1 - settings.validation_share)
-    return Recordings(
-        [log.slice(0, cut, "recording (training part)")],
-        # a gap, so that no window of one part touches the other
-        [log.slice(cut + 0.1, settings.seconds, "recording (validation part)")],
-        [test],
-        [],
-    )
-
-
-def read_recordings(recipe: Recipe) -> Recordings:
-    """Read the logs that a recipe names."""
-    assert recipe.split is not None
-    assert recipe.logs is not None
-    assert recipe.log_schema is not None
-    split, schema = recipe.split, LogSchema.load(recipe.log_schema)
-    changed = [n for s in split.shift for n in (s.adapt_to, *s.recordings)]
-    names = [*split.train, *split.validation, *split.test, *changed]
-    by_name = {e.name: e for e in read_logs(recipe.logs, schema, list(dict.fromkeys(names)))}
-    return Recordings(
-        [by_name[n] for n in split.train],
-        [by_name[n] for n in split.validation],
-        [by_name[n] for n in split.test],
-        [
-            Shift(s.adapt_to, by_name[s.adapt_to].slice(0, s.seconds), [by_name[n] for n in s.recordings], s.seconds)
-            for s in split.shift
-        ],
-    )
 
 
 def identify_stage(setup: Setup, progress: Progress) -> Posterior:
@@ -423,68 +290,3 @@ def evaluate_stage(
                 for n, (predictor, calibration) in rows.items()
             }
     return scores
-
-
-@dataclass(frozen=True)
-class Controller:
-    """A world model with the observer that it plans from; `model` None is the fallback alone."""
-
-    model: EnsembleDynamics | None
-    plant: Plant
-    values: dict[str, float]
-
-
-def control_stage(
-    setup: Setup, controllers: Mapping[str, Controller], observation: Observation, progress: Progress
-) -> dict[str, Run]:
-    """Let each controller swing up the same twins from the same starts."""
-    assert setup.twin is not None
-    recipe, twin = setup.recipe.control, setup.twin
-    dof, n = twin.plant.degrees_of_freedom, recipe.starts
-    limit = np.full(twin.plant.actions, recipe.limit)
-    starts = np.zeros((n, 2 * dof))
-    starts[:, :dof] = setup.rng("starts").uniform(-0.5, 0.5, (n, dof))
-    runs = {}
-    for name, controller in controllers.items():
-        policy: Policy
-        history = setup.recipe.model.history
-        if controller.model is None:
-            policy = Damping(recipe.fallback_gain, limit)
-        else:
-            policy = MPPI(
-                controller.model,
-                Upright(target=recipe.target),
-                limit,
-                horizon=recipe.horizon,
-                candidates=recipe.candidates,
-                iterations=recipe.iterations,
-                noise=recipe.noise,
-                temperature=recipe.temperature,
-                seed=setup.recipe.seed,
-            )
-        observer = ModelObserver(controller.plant.start(n, repeated(controller.values, n)), observation.bandwidth)
-        runs[name] = closed_loop(
-            twin,
-            policy,
-            observer,
-            starts,
-            seconds=recipe.seconds,
-            period=setup.recipe.model.timestep,
-            limit=limit,
-            history=history,
-            progress=lambda share, name=name: progress(f"{name}: {100 * share:.0f} %"),  # type: ignore[misc]
-        )
-    return runs
-
-
-def returns(run: Run, joints: int, target: float) -> Array:
-    """Return how upright each robot was on average, 0 to 1: (n,)."""
-    return upright_reward(torch.as_tensor(run.states[:, 1:, :joints]), target=target).mean(1).numpy()
-
-
-def save_runs(runs: Mapping[str, Run], path: Path) -> None:
-    """Write what the robots did as one npz: `<controller>.states`, `.commands` and `.milliseconds`, as in `Run`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parts = ("states", "commands", "milliseconds")
-    arrays = {f"{name}.{part}": getattr(run, part) for name, run in runs.items() for part in parts}
-    np.savez_compressed(path, time=next(iter(runs.values())).time, **arrays)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from sim2real.randomization.mujoco_simulator import available_threads
 from sim2real.recipe import Recipe, read_value, with_overrides
 from sim2real.run_directory import RunDirectory, read_json, write_json
 from sim2real.search_space import SearchRange, require_same_recordings, search_space, shown
-from sim2real.stages import Setup
+from sim2real.preparation import Setup, prepare
 
 if TYPE_CHECKING:
     from sim2real.trials import Row
@@ -126,7 +126,7 @@ def rung_scores(runs: Path, recipe: Recipe, shares: Sequence[float]) -> Iterator
     assert recipe.sweep is not None
     until = {"identify": "observe", "finetune": "finetune"}[recipe.sweep.objective]
     torch.set_num_threads(available_threads())
-    setup = stages.prepare(recipe)
+    setup = prepare(recipe)
     for share in shares:
         folder = runs if share == 1 else runs / f"first-{100 * share:.0f}-percent"
         directory = RunDirectory(folder / f"{recipe.name}-{recipe.digest()}")

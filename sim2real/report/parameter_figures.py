@@ -80,12 +80,12 @@ def adaptation(recording: str, found: Mapping[str, Any]) -> Panel:
         customdata=[figure_text(n, 60) or "no parameter moves" for n in errors],
         hovertemplate="%{customdata}: %{text} rad<extra></extra>",
     )
-    x = axis("mean absolute replay error [rad]", range=[0, 1.22 * max([*errors.values(), 1e-9])], nticks=5)
+    x = axis("replay error [rad]", range=[0, 1.3 * max([*errors.values(), 1e-9])], nticks=5)
     ticks = [_tick(n) if n else "none<br>moves" for n in errors]
     y = axis("parameter that may move", tickvals=rows, ticktext=ticks, range=[-0.5, len(errors) - 0.5])
     caption = (
-        "Error left on the first seconds of the changed robot when one parameter alone may move; the shortest bar is "
-        "the best single explanation, and coloured where it is good enough to be believed."
+        "Mean absolute error left on the first seconds of the changed robot when one parameter alone may move; the "
+        "shortest bar is the best single explanation, and coloured where it is good enough to be believed."
     )
     figure = draw([bars], x, {**y, "showgrid": False}, bargap=0.35)
     return Panel(recording, caption, figure, 110 + 46 * max(len(errors), 2))

@@ -245,6 +245,7 @@ def test_the_line_has_a_length() -> None:
 # Dead zone and torque limit
 
 
+@settings(deadline=None)
 @given(st.floats(-3, 3), st.floats(0, 2))
 def test_a_dead_zone_swallows_small_commands(command: float, width: float) -> None:
     signal = np.full((1, 1, 1), command)
@@ -260,6 +261,7 @@ def test_a_dead_zone_has_two_shapes() -> None:
         DeadZone(shape="soft")  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.floats(-3, 3), st.floats(0, 2))
 def test_a_torque_limit_clips(command: float, limit: float) -> None:
     got = line_for(TorqueLimit(), 1, 1, limit=limit).apply(np.full((1, 1, 1), command)).item()
@@ -291,6 +293,7 @@ def test_a_lag_of_no_time_passes_the_command() -> None:
 # Encoder and velocity filter
 
 
+@settings(deadline=None)
 @given(st.floats(-10, 10), st.floats(1e-3, 1))
 def test_an_encoder_rounds_to_its_steps(position: float, step: float) -> None:
     encoder = line_for(Quantization(), 1, 1, step=step)

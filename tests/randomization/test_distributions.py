@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
@@ -47,6 +47,7 @@ continuous = pytest.mark.parametrize(
 )
 
 
+@settings(deadline=None)
 @given(any_distribution)
 def test_the_notation_parses_back_to_the_same_value(distribution: Distribution) -> None:
     assert parse_distribution(str(distribution)) == distribution
@@ -125,6 +126,7 @@ def test_the_interval_holds_its_probability(distribution: Distribution, referenc
     assert reference.cdf([low, high]) == pytest.approx([0.05, 0.95])
 
 
+@settings(deadline=None)
 @given(any_distribution, st.floats(0.1, 10.0), st.floats(-5.0, 5.0))
 def test_an_affine_map_moves_the_moments_and_the_support(d: Distribution, scale: float, shift: float) -> None:
     if isinstance(d, LogUniform | LogNormal):
@@ -139,6 +141,7 @@ def test_an_affine_map_moves_the_moments_and_the_support(d: Distribution, scale:
     assert moved.support == pytest.approx([scale * x + shift for x in d.support], abs=1e-6 * span)
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 10.0), st.floats(-5.0, 5.0), st.floats(-0.2, 1.2))
 def test_an_affine_map_changes_the_density_by_its_scale(scale: float, shift: float, x: float) -> None:
     for d in (Uniform(-0.5, 2.0), Normal(0.3, 0.2), TruncatedNormal(0.3, 0.5, -0.3, 1.3)):

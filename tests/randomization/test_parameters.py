@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -31,12 +31,14 @@ parameters = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(parameters)
 def test_a_parameter_parses_back_from_its_notation(parameter: Parameter) -> None:
     assert Parameter.parse(MASS, parameter.notation, parameter.unit) == parameter
     assert Parameter.parse(MASS, f"{parameter.notation} {parameter.unit}") == parameter
 
 
+@settings(deadline=None)
 @given(st.lists(parameters, max_size=1))
 def test_a_set_survives_yaml(some: list[Parameter]) -> None:
     written = ParameterSet(tuple(some))
@@ -100,6 +102,7 @@ def test_an_unknown_name_is_refused_everywhere() -> None:
         some.against({DELAY: 0.0})
 
 
+@settings(deadline=None)
 @given(distributions, st.floats(0.1, 10.0), st.sampled_from(["set", "scale", "add"]))
 def test_operations_act_on_the_nominal_value(distribution: object, nominal: float, operation: str) -> None:
     parameter = Parameter(name=MASS, unit="kg", distribution=distribution, operation=operation)

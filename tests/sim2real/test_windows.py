@@ -122,7 +122,7 @@ def test_no_window_is_an_error() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(2, 400), st.sampled_from([0.002, 0.01, 1 / 60, 0.1]), st.sampled_from([0.05, 0.1, 0.3, 0.5]))
+@given(st.integers(2, 400), st.sampled_from([0.002, 0.007, 0.01, 1 / 60, 0.1]), st.sampled_from([0.05, 0.1, 0.3, 0.5]))
 def test_regular_starts_keep_their_stride(n: int, period: float, stride: float) -> None:
     episode = recorded(3.0 + period * np.arange(n))
     t, length, warmup = episode.observed_at - 3.0, 0.5, 0.1

@@ -1,0 +1,85 @@
+"""The closed loop of a run: every controller on the same twins from the same starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sim2real.control import Run, closed_loop
+from sim2real.episodes import Array
+from sim2real.estimation import ModelObserver, Observation
+from sim2real.planning import MPPI, Damping, Policy, Upright, upright_reward
+from sim2real.plant import Plant, repeated
+from sim2real.preparation import Setup
+from sim2real.world_model import EnsembleDynamics
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Controller:
+    """A world model with the observer that it plans from; `model` None is the fallback alone."""
+
+    model: EnsembleDynamics | None
+    plant: Plant
+    values: dict[str, float]
+
+
+def control_stage(
+    setup: Setup, controllers: Mapping[str, Controller], observation: Observation, progress: Progress
+) -> dict[str, Run]:
+    """Let each controller swing up the same twins from the same starts."""
+    assert setup.twin is not None
+    recipe, twin = setup.recipe.control, setup.twin
+    dof, n = twin.plant.degrees_of_freedom, recipe.starts
+    limit = np.full(twin.plant.actions, recipe.limit)
+    starts = np.zeros((n, 2 * dof))
+    starts[:, :dof] = setup.rng("starts").uniform(-0.5, 0.5, (n, dof))
+    runs = {}
+    for name, controller in controllers.items():
+        policy: Policy
+        history = setup.recipe.model.history
+        if controller.model is None:
+            policy = Damping(recipe.fallback_gain, limit)
+        else:
+            policy = MPPI(
+                controller.model,
+                Upright(target=recipe.target),
+                limit,
+                horizon=recipe.horizon,
+                candidates=recipe.candidates,
+                iterations=recipe.iterations,
+                noise=recipe.noise,
+                temperature=recipe.temperature,
+                seed=setup.recipe.seed,
+            )
+        observer = ModelObserver(controller.plant.start(n, repeated(controller.values, n)), observation.bandwidth)
+        runs[name] = closed_loop(
+            twin,
+            policy,
+            observer,
+            starts,
+            seconds=recipe.seconds,
+            period=setup.recipe.model.timestep,
+            limit=limit,
+            history=history,
+            progress=lambda share, name=name: progress(f"{name}: {100 * share:.0f} %"),  # type: ignore[misc]
+        )
+    return runs
+
+
+def returns(run: Run, joints: int, target: float) -> Array:
+    """Return how upright each robot was on average, 0 to 1: (n,)."""
+    return upright_reward(torch.as_tensor(run.states[:, 1:, :joints]), target=target).mean(1).numpy()
+
+
+def save_runs(runs: Mapping[str, Run], path: Path) -> None:
+    """Write what the robots did as one npz: `<controller>.states`, `.commands` and `.milliseconds`, as in `Run`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = ("states", "commands", "milliseconds")
+    arrays = {f"{name}.{part}": getattr(run, part) for name, run in runs.items() for part in parts}
+    np.savez_compressed(path, time=next(iter(runs.values())).time, **arrays)  # type: ignore[arg-type]

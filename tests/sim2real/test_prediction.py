@@ -1,0 +1,119 @@
+"""Predictions and their recalibration against closed forms."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from sim2real.errors import NonFiniteError
+from sim2real.prediction import Prediction, Recalibration
+
+HORIZON = torch.tensor([0.1, 0.5])
+SCALE = np.array([[0.5, 2.0], [1.0, 3.0]])
+FLOOR = np.array([[0.05, 0.01], [0.1, 0.1]])
+
+
+def gaussian(rng: np.random.Generator, windows: int = 20000, heavy: bool = False) -> tuple[Prediction, torch.Tensor]:
+    """Predictions (W, 2, 2) whose errors have the variance SCALE² * variance + FLOOR² (Student's t where heavy)."""
+    mean = rng.normal(size=(windows, 2, 2))
+    variance = np.exp(rng.normal(0, 1.2, mean.shape)) * [0.01, 1.0]
+    z = rng.normal(size=mean.shape)
+    if heavy:
+        z = rng.standard_t(3, size=mean.shape) / np.sqrt(3)
+    truth = mean + z * np.sqrt(SCALE**2 * variance + FLOOR**2)
+    split = rng.uniform(0.2, 0.8, mean.shape)
+    parts = (torch.as_tensor(x) for x in (mean, split * variance, (1 - split) * variance))
+    return Prediction(*parts, HORIZON), torch.as_tensor(truth)
+
+
+def covered(prediction: Prediction, truth: torch.Tensor, level: float = 0.9) -> np.ndarray:
+    low, high = prediction.interval(level)
+    return ((low <= truth) & (truth <= high)).double().mean(0).numpy()
+
+
+def test_members_add_up_by_the_law_of_total_variance() -> None:
+    rng = np.random.default_rng(0)
+    means, deviations = rng.normal(size=(4, 1, 2, 1)), rng.uniform(0.1, 2, (4, 1, 2, 1))
+    found = Prediction.from_members(torch.as_tensor(means), torch.as_tensor(deviations**2), HORIZON)
+    # the mixture itself: as many draws from each member
+    draws = (means + deviations * rng.normal(size=(200000, 4, 1, 2, 1))).reshape(-1, 1, 2, 1)
+    np.testing.assert_allclose(found.mean, draws.mean(0), atol=0.01)
+    np.testing.assert_allclose(found.variance, draws.var(0), rtol=0.02)
+    assert torch.equal(found.variance, found.aleatoric + found.epistemic)
+    sure = Prediction.from_members(torch.as_tensor(means[:1]).repeat(4, 1, 1, 1), torch.ones(4, 1, 2, 1), HORIZON)
+    assert sure.epistemic.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95])
+def test_intervals_hold_their_share_of_gaussian_samples(level: float) -> None:
+    rng = np.random.default_rng(1)
+    spread = rng.uniform(0.1, 2, (40000, 2, 1))
+    truth = torch.as_tensor(3 + rng.normal(size=spread.shape) * spread)
+    parts = (torch.as_tensor(x) for x in (np.full(spread.shape, 3.0), 0.3 * spread**2, 0.7 * spread**2))
+    np.testing.assert_allclose(covered(Prediction(*parts, HORIZON), truth, level), level, atol=0.01)
+
+
+def test_concatenated_predictions_keep_their_rows() -> None:
+    whole, _ = gaussian(np.random.default_rng(2), windows=10)
+    parts = [Prediction(whole.mean[a:b], whole.aleatoric[a:b], whole.epistemic[a:b], HORIZON) for a, b in ((0, 3), (3, 10))]
+    joined = Prediction.concatenate(parts)
+    assert all(torch.equal(getattr(joined, p), getattr(whole, p)) for p in ("mean", "aleatoric", "epistemic", "horizon"))
+
+
+def test_recalibration_finds_the_scale_and_the_floor() -> None:
+    prediction, truth = gaussian(np.random.default_rng(3))
+    found = Recalibration.fit(prediction, truth)
+    np.testing.assert_allclose(found.scale, SCALE, rtol=0.08)
+    np.testing.assert_allclose(found.floor[:, 0], FLOOR[:, 0], rtol=0.08)
+    assert (found.floor[:, 1] < 0.3).all()  # beside errors of 2 and more a small floor cannot be told from none
+    assert found.factor == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("heavy", [False, True], ids=["normal", "heavy tails"])
+def test_recalibrated_intervals_cover_new_errors(heavy: bool) -> None:
+    rng = np.random.default_rng(4)
+    found = Recalibration.fit(*gaussian(rng, heavy=heavy))
+    prediction, truth = gaussian(rng, heavy=heavy)
+    after = covered(found.apply(prediction), truth)
+    assert after.mean() == pytest.approx(0.9, abs=0.01)
+    np.testing.assert_allclose(after, 0.9, atol=0.03)
+    assert np.abs(covered(prediction, truth) - 0.9).max() > 0.1  # it was needed
+
+
+def test_apply_scales_both_kinds_and_adds_the_floor_to_one() -> None:
+    prediction, _ = gaussian(np.random.default_rng(5), windows=3)
+    found = Recalibration(SCALE, FLOOR, factor=2.0).apply(prediction)
+    assert torch.equal(found.mean, prediction.mean)
+    np.testing.assert_allclose(found.epistemic, 4 * SCALE**2 * prediction.epistemic.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(found.aleatoric, 4 * (SCALE**2 * prediction.aleatoric.numpy() + FLOOR**2), rtol=1e-12)
+
+
+def test_a_predictor_without_spread_is_given_the_errors() -> None:
+    mean = torch.zeros(5000, 2, 2, dtype=torch.float64)
+    nothing = Prediction(mean, torch.zeros_like(mean), torch.zeros_like(mean), HORIZON)
+    truth = torch.as_tensor(np.random.default_rng(6).normal(size=mean.shape) * FLOOR)
+    found = Recalibration.fit(nothing, truth)
+    np.testing.assert_allclose(found.factor * found.floor, FLOOR, rtol=0.06)
+    np.testing.assert_allclose(covered(found.apply(nothing), truth), 0.9, atol=0.02)
+
+
+def test_recalibration_survives_json() -> None:
+    found = Recalibration(SCALE / 3, FLOOR / 7, factor=float(stats.norm.ppf(0.95)))
+    again = Recalibration.from_json(json.loads(json.dumps(found.to_json())))
+    assert again.scale.tobytes() == found.scale.tobytes()
+    assert again.floor.tobytes() == found.floor.tobytes()
+    assert again.factor == found.factor
+
+
+@pytest.mark.parametrize("part", ["mean", "aleatoric", "epistemic"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_named(part: str, value: float) -> None:
+    prediction, _ = gaussian(np.random.default_rng(7), windows=3)
+    assert prediction.require_finite("a model") is prediction
+    getattr(prediction, part)[1, 0, 1] = value
+    with pytest.raises(NonFiniteError, match=f"the world model predicted a {part} that is not finite"):
+        prediction.require_finite("the world model")
