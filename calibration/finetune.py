@@ -173,7 +173,8 @@ def _crps(answer: Answer, model: EnsembleDynamics, held_out: Sequence[Questions]
     truth = np.concatenate([q.truth for q in held_out])
     pooled = Recalibration.fit(pooled, torch.as_tensor(truth)).apply(pooled)
     error = pooled.mean.double().numpy() - truth
-    return gaussian_crps(error, pooled.variance.double().numpy()).mean(2)
+    crps: Array = gaussian_crps(error, pooled.variance.double().numpy()).mean(2)
+    return crps
 
 
 def _block_weights(block: Tensor, members: int, generator: torch.Generator) -> Tensor:

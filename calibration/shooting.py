@@ -113,7 +113,7 @@ def refine(problem: ShootingProblem, x: Array, evaluations: int) -> Fit:
         jac=problem.jacobian,
         bounds=(problem.lower, problem.upper),
         x_scale="jac",
-        loss=problem.loss,
+        loss=problem.loss,  # type: ignore[arg-type]  # the stubs miss that a plain callable will do
         max_nfev=evaluations,
         xtol=1e-6,
         ftol=1e-6,

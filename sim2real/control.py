@@ -83,4 +83,5 @@ def closed_loop(
         commands.append(command)
         if k % 25 == 0:
             progress(k / steps)
-    return Run(period * np.arange(steps + 1), np.stack(states, 1), np.stack(commands, 1), np.array(elapsed))
+    clock_of_run: Array = period * np.arange(steps + 1, dtype=np.float64)
+    return Run(clock_of_run, np.stack(states, 1), np.stack(commands, 1), np.array(elapsed))

@@ -82,4 +82,4 @@ def save_runs(runs: Mapping[str, Run], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = ("states", "commands", "milliseconds")
     arrays = {f"{name}.{part}": getattr(run, part) for name, run in runs.items() for part in parts}
-    np.savez_compressed(path, time=next(iter(runs.values())).time, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(path, time=next(iter(runs.values())).time, **arrays)

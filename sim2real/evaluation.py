@@ -197,7 +197,8 @@ def at_times(prediction: Prediction, start: torch.Tensor, offsets: torch.Tensor,
     k = (offsets / dt).floor().long().clamp(0, path.shape[1] - 2)
     rows = torch.arange(len(path))[:, None]
     s = (offsets / dt - k)[..., None]
-    (q0, v0), (q1, v1) = (path[rows, k + i].split(d, -1) for i in (0, 1))
+    low, high = path[rows, k], path[rows, k + 1]
+    q0, v0, q1, v1 = low[..., :d], low[..., d:], high[..., :d], high[..., d:]
     mean = (1 + 2 * s) * (1 - s) ** 2 * q0 + s * (1 - s) ** 2 * dt * v0
     mean = mean + s**2 * (3 - 2 * s) * q1 + s**2 * (s - 1) * dt * v1
 

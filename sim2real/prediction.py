@@ -45,8 +45,10 @@ class Prediction:
     @classmethod
     def concatenate(cls, predictions: Sequence[Prediction]) -> Prediction:
         """Join predictions of the same horizons along their first axis."""
-        parts = (torch.cat([getattr(p, part) for p in predictions]) for part in ("mean", "aleatoric", "epistemic"))
-        return cls(*parts, predictions[0].horizon)
+        mean, aleatoric, epistemic = (
+            torch.cat([getattr(p, part) for p in predictions]) for part in ("mean", "aleatoric", "epistemic")
+        )
+        return cls(mean, aleatoric, epistemic, predictions[0].horizon)
 
     @property
     def variance(self) -> Tensor:

@@ -40,10 +40,10 @@ class SplitSection(Section):
 class RecordingSection(Section):
     """How a twin is recorded."""
 
-    seconds: float = Field(20.0, gt=2)
-    validation_share: float = Field(0.25, gt=0, lt=0.9)
-    test_seconds: float = Field(10.0, gt=2)
-    hold: float = Field(0.02, gt=0)
+    seconds: float = Field(default=20.0, gt=2)
+    validation_share: float = Field(default=0.25, gt=0, lt=0.9)
+    test_seconds: float = Field(default=10.0, gt=2)
+    hold: float = Field(default=0.02, gt=0)
     frequencies: tuple[float, ...] = (0.35, 0.8, 1.7)
 
 
@@ -53,60 +53,60 @@ class TwinSection(Section):
     parameters: dict[str, float] = {}
     execution: list[dict[str, Any]] | None = None
     perception: list[dict[str, Any]] = []
-    timestep: float | None = Field(None, gt=0)
-    period: float = Field(0.01, gt=0)
+    timestep: float | None = Field(default=None, gt=0)
+    period: float = Field(default=0.01, gt=0)
     record: RecordingSection = RecordingSection()
 
 
 class IdentifySection(Section):
     """Settings of the identification."""
 
-    window: float = Field(0.5, gt=0)
-    stride: float = Field(0.5, gt=0)
-    block: float = Field(1.0, gt=0)
-    tries: int = Field(32, ge=0)
-    starts: int = Field(3, ge=1)
-    rounds: int = Field(2, ge=1)
-    samples: int = Field(400, ge=10)
+    window: float = Field(default=0.5, gt=0)
+    stride: float = Field(default=0.5, gt=0)
+    block: float = Field(default=1.0, gt=0)
+    tries: int = Field(default=32, ge=0)
+    starts: int = Field(default=3, ge=1)
+    rounds: int = Field(default=2, ge=1)
+    samples: int = Field(default=400, ge=10)
 
 
 class ObserverSection(Section):
     """The state estimate that predictions start from; the bandwidth is chosen on validation recordings."""
 
-    span: float = Field(0.1, gt=0)
+    span: float = Field(default=0.1, gt=0)
     bandwidths: tuple[float, ...] = (20.0, 30.0, 45.0, 70.0)
 
 
 class ExcitationSection(Section):
     """Where simulated training data lie: half width of positions, spread of velocities, as a share of the limit."""
 
-    position: float = Field(3.141592653589793, gt=0)
-    velocity: float = Field(5.0, gt=0)
+    position: float = Field(default=3.141592653589793, gt=0)
+    velocity: float = Field(default=5.0, gt=0)
 
 
 class ModelSection(Section):
     """The world model and its pre-training."""
 
-    timestep: float = Field(0.02, gt=0)
-    history: int = Field(4, ge=1)
-    members: int = Field(5, ge=2)
+    timestep: float = Field(default=0.02, gt=0)
+    history: int = Field(default=4, ge=1)
+    members: int = Field(default=5, ge=2)
     hidden: tuple[int, ...] = (64, 64)
-    stretches: int = Field(200, ge=10)
-    steps: int = Field(25, ge=2)
-    iterations: int = Field(2000, ge=1)
-    rollout_iterations: int = Field(0, ge=0)
-    rate: float = Field(0.01, gt=0)
+    stretches: int = Field(default=200, ge=10)
+    steps: int = Field(default=25, ge=2)
+    iterations: int = Field(default=2000, ge=1)
+    rollout_iterations: int = Field(default=0, ge=0)
+    rate: float = Field(default=0.01, gt=0)
     excitation: ExcitationSection = ExcitationSection()
 
 
 class FinetuneSection(Section):
     """Dynamics-only fine-tuning."""
 
-    iterations: int = Field(200, ge=1)
-    steps: int = Field(15, ge=2)
-    anchor: float = Field(1.0, ge=0)
-    replay_weight: float = Field(0.3, ge=0)
-    rate: float = Field(0.001, gt=0)
+    iterations: int = Field(default=200, ge=1)
+    steps: int = Field(default=15, ge=2)
+    anchor: float = Field(default=1.0, ge=0)
+    replay_weight: float = Field(default=0.3, ge=0)
+    rate: float = Field(default=0.001, gt=0)
 
 
 class ControlSection(Section):
@@ -114,23 +114,23 @@ class ControlSection(Section):
 
     limit: float = Field(gt=0)
     target: float = 3.141592653589793
-    horizon: float = Field(1.0, gt=0)
-    candidates: int = Field(200, ge=10)
-    iterations: int = Field(1, ge=1)
-    noise: float = Field(0.6, gt=0)
-    temperature: float = Field(0.1, gt=0)
-    fallback_gain: float = Field(0.2, ge=0)
-    seconds: float = Field(6.0, gt=0)
-    starts: int = Field(10, ge=1)
+    horizon: float = Field(default=1.0, gt=0)
+    candidates: int = Field(default=200, ge=10)
+    iterations: int = Field(default=1, ge=1)
+    noise: float = Field(default=0.6, gt=0)
+    temperature: float = Field(default=0.1, gt=0)
+    fallback_gain: float = Field(default=0.2, ge=0)
+    seconds: float = Field(default=6.0, gt=0)
+    starts: int = Field(default=10, ge=1)
 
 
 class SweepSection(Section):
     """A search over keys of the recipe, scored on validation recordings."""
 
     keys: dict[str, str]
-    trials: int = Field(8, ge=1)
+    trials: int = Field(default=8, ge=1)
     objective: Literal["identify", "finetune"] = "identify"
-    concurrent: int = Field(2, ge=1)
+    concurrent: int = Field(default=2, ge=1)
 
 
 class Recipe(Section):
@@ -139,7 +139,7 @@ class Recipe(Section):
     name: str
     seed: int = 0
     robot: str
-    timestep: float = Field(0.001, gt=0)
+    timestep: float = Field(default=0.001, gt=0)
     positions: list[str] = ["position"]
     execution: list[dict[str, Any]] = []
     parameters: dict[str, str]

@@ -76,7 +76,7 @@ class Twin:
         readings = [running.reading[0]]
         for u in sent:
             readings.append(running.step(u[None], self.period)[0])
-        t = self.period * np.arange(len(sent) + 1)
+        t: Array = self.period * np.arange(len(sent) + 1, dtype=np.float64)
         return Episode(name, t, np.stack(readings), t[:-1], sent, "commanded", self.channels)
 
 

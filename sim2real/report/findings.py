@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sim2real.report.notation import change, digits, listed, percent, quantity, trimmed
+from sim2real.report.notation import change, digits, few, listed, percent, quantity, trimmed
 from sim2real.report.summary import (
     Metrics,
     Rows,
@@ -130,18 +130,16 @@ def _parameters(metrics: Metrics) -> list[Finding]:
     found = [Finding("What moved", _moved(n, metrics)) for n in ordered[:SPOKEN]]
     if len(ordered) > SPOKEN:
         found.append(
-            Finding("What moved", f"{listed(ordered[SPOKEN:])} moved too; the table of parameters has the numbers.")
+            Finding("What moved", f"{few(ordered[SPOKEN:])} moved too; the table of parameters has the numbers.")
         )
     if not parameters:
         found.append(Finding("What moved", "the recipe names no parameter.", False))
     elif still:
-        text = (
-            f"The nominal value lies in the 90 % interval of {listed(still)}: no difference that these recordings show."
-        )
+        text = f"The nominal value lies in the 90 % interval of {few(still)}: no difference that these recordings show."
         found.append(Finding("Not moved", text))
     at_bound = (metrics.get("identification") or {}).get("at_bound") or []
     if at_bound:
-        text = f"{listed(list(at_bound))} ended at a bound of the prior; if values beyond it are possible, widen it."
+        text = f"{few(list(at_bound))} ended at a bound of the prior; if values beyond it are possible, widen it."
         found.append(Finding("At a bound", text))
     return found
 

@@ -65,6 +65,11 @@ def listed(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
+def few(words: list[str], most: int = 5) -> str:
+    """Join words, and count those that are too many."""
+    return listed(words if len(words) <= most + 1 else [*words[:most], f"{len(words) - most} others"])
+
+
 @dataclass(frozen=True)
 class Look:
     """How one predictor or controller appears in words and in every figure.
@@ -107,5 +112,7 @@ def short(parameter: str) -> str:
 
 
 def figure_text(text: str, width: int = 28) -> str:
-    """Make outside text safe in a plotly label, which reads some HTML, and cut it to a width."""
-    return html.escape(text if len(text) <= width else text[: width - 1] + "…", quote=False)
+    """Make outside text safe in a plotly label, which reads some HTML, and shorten its middle to a width."""
+    if len(text) > width:
+        text = f"{text[: width // 2]}…{text[len(text) + 1 - (width - width // 2) :]}"
+    return html.escape(text, quote=False)

@@ -14,19 +14,21 @@ from sim2real.report.notation import digits, figure_text, look, short
 
 # Samples of a posterior that are drawn.
 SAMPLES = 2000
+# Parameters whose costs are drawn; the table has them all.
+COSTLY = 16
 # Parameters whose correlations are drawn; more cannot be read.
-CORRELATED = 14
+CORRELATED = 12
 
 
 def _tick(parameter: str) -> str:
     """Write a parameter's name on two lines, so that it leaves room for the figure."""
     head, _, tail = short(parameter).rpartition(".")
-    return figure_text(tail) if not head else f"{figure_text(head)}<br>{figure_text(tail)}"
+    return "<br>".join(figure_text(part, 18) for part in (head, tail) if part)
 
 
 def attribution(found: Mapping[str, Any]) -> Panel:
     """Draw what each parameter alone costs when it goes back to its nominal value."""
-    errors = dict(sorted(found["parameters"].items(), key=lambda item: item[1]))
+    errors = dict(sorted(found["parameters"].items(), key=lambda item: item[1])[-COSTLY:])
     rows = np.arange(len(errors))
     bars = go.Bar(
         x=list(errors.values()),
@@ -62,6 +64,8 @@ def attribution(found: Mapping[str, Any]) -> Panel:
         "Each bar is the error on the training and validation recordings when that one parameter is put back to its "
         "nominal value and all others stay identified: the longer the bar, the more that part of the gap costs."
     )
+    if len(errors) < len(found["parameters"]):
+        caption += f" The {len(errors)} costliest of {len(found['parameters'])} parameters."
     return Panel("Cost of each part", caption, figure, 110 + 46 * max(len(errors), 2))
 
 
@@ -110,7 +114,7 @@ def correlation(posterior: Posterior) -> list[Panel]:
     else:
         numbers = [str(i + 1) for i in range(len(names))]
         labels = [f"{label} ({i})" for label, i in zip(labels, numbers, strict=True)]
-        x = axis(f"parameter (1 is {figure_text(short(names[0]))})", **at, ticktext=numbers[:-1], tickangle=0)
+        x = axis(f"parameter (1: {figure_text(short(names[0]), 22)})", **at, ticktext=numbers[:-1], tickangle=0)
     y = axis("parameter", **at, ticktext=labels[1:], autorange="reversed")
     heat = go.Heatmap(
         z=part.round(3),

@@ -129,7 +129,7 @@ def _gap(metrics: Metrics) -> KeyFigure:
 
 def _coverage(metrics: Metrics) -> KeyFigure:
     _, rows = headline(metrics)
-    label, found = "coverage of 90 % intervals", worst_coverage(rows, "finetuned_model")
+    label, found = "coverage at 90 %", worst_coverage(rows, "finetuned_model")
     if found is None:
         return KeyFigure(label, "not applicable", "no recording was scored")
     name, share, (low, high) = found

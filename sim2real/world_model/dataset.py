@@ -146,9 +146,10 @@ def from_episodes(
         clock, state = centred_state(episode.observed_at, joint_positions(episode, channels), timestep)
         u = resample(episode, timestep).actions
         last = min(len(state) - 1, len(u)) - steps
+        margin = max(0.02, 3 * episode.period)  # states are fitted through the samples around them
         for k in range(history - 1, last + 1, stride):
             a, b = k - history + 1, k + steps
-            if episode.is_excluded(clock[a], clock[b]):
+            if episode.is_excluded(clock[a] - margin, clock[b] + margin):
                 continue
             states.append(state[k : b + 1])
             commands.append(u[a:b])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -219,21 +220,26 @@ class EnsembleDynamics(nn.Module):
         Raises:
             ModelError: files are missing, damaged or of another format.
         """
+        for name in ("config.json", "model.safetensors"):
+            if not (directory / name).is_file():
+                raise ModelError(f"no model in {directory}: expected {name}")
         try:
             document = json.loads((directory / "config.json").read_text())
             tensors = load_file(directory / "model.safetensors")
-        except FileNotFoundError as error:
-            raise ModelError(f"no model in {directory}: expected {Path(error.filename or '').name}") from None
         except (ValueError, SafetensorError) as error:
             raise ModelError(f"the model in {directory} is damaged: {error}") from None
-        if document.get("format_version") != FORMAT_VERSION:
-            found = document.get("format_version")
+        found = document.get("format_version") if isinstance(document, dict) else None
+        if found != FORMAT_VERSION:
             raise ModelError(f"the model in {directory} has format {found}, this version reads {FORMAT_VERSION}")
         fields = EnsembleConfig.__dataclass_fields__
-        config = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in fields}
-        model = cls(EnsembleConfig(**config))
+        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in fields}
+        try:
+            model = cls(EnsembleConfig(**config))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"the model in {directory} is damaged: its config.json: {error}") from None
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
-            raise ModelError(f"the weights in {directory} do not fit its config.json: {error}") from None
+            reason = " ".join(str(error).split())
+            raise ModelError(f"the weights in {directory} do not fit its config.json: {reason}") from None
         return model

@@ -71,9 +71,8 @@ def optimise(
     """
     parameters = list(model.dynamics.parameters())
     adam = torch.optim.Adam(parameters, rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        adam, rate, total_steps=max(iterations, 2), pct_start=0.1, cycle_momentum=False
-    )
+    total = 11 if iterations == 10 else max(iterations, 2)  # a warm-up of exactly one step is divided by zero in torch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, rate, total_steps=total, pct_start=0.1, cycle_momentum=False)
     for i in range(iterations):
         value = loss(i)
         if not torch.isfinite(value):

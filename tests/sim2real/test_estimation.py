@@ -269,6 +269,15 @@ def test_the_state_at_a_start_is_close_to_the_truth(model: RobotModel, delay: fl
     assert np.sqrt((error[:, 1] ** 2).mean()) < 0.3 * by_derivative
 
 
+def test_with_nothing_in_the_way_the_state_is_exact(model: RobotModel) -> None:
+    plant = Plant(model, Chain([Latency()]))
+    episode, truth = recording(plant, {DELAY: 0.02}, encoder=1e-12)
+    starts = np.arange(200, len(episode), 7)
+    np.testing.assert_allclose(
+        estimate(plant, {DELAY: 0.02}, episode, starts, span=0.8), truth[starts], rtol=0, atol=1e-5
+    )
+
+
 def test_samples_between_substeps_are_used_where_they_lie(model: RobotModel) -> None:
     plant = Plant(model, Chain([Latency()]))
     episode, truth = recording(plant, {}, period=(0.0015, 0.0069), encoder=1e-9)
@@ -279,9 +288,10 @@ def test_samples_between_substeps_are_used_where_they_lie(model: RobotModel) -> 
     assert np.sqrt((error[:, 1] ** 2).mean()) < 0.01
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.01])
 @pytest.mark.parametrize("start", [0, 1, 3, 50, 120])
-def test_the_state_at_a_start_does_not_know_the_future(model: RobotModel, start: int) -> None:
-    plant, values = Plant(model, Chain([Latency()])), {DELAY: 0.01}
+def test_the_state_at_a_start_does_not_know_the_future(model: RobotModel, start: int, delay: float) -> None:
+    plant, values = Plant(model, Chain([Latency()])), {DELAY: delay}
     episode, _ = recording(plant, values, seconds=1.0)
     later_ones = np.array([start, 150])  # another start makes the windows longer
     expected = estimate(plant, values, episode, later_ones)[0]

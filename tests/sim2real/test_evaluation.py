@@ -90,10 +90,10 @@ def test_questions_can_start_later_and_need_a_second() -> None:
 
 
 def test_blocks_are_seconds_of_the_recording() -> None:
-    log = replace(episode(np.random.default_rng(0), jitter=0.0), excluded=())
+    log = replace(episode(np.random.default_rng(0), jitter=0.5), excluded=())
     q = Questions.of(log, NAMES)
     since = log.observed_at[q.starts] - log.observed_at[q.starts[0]]
-    np.testing.assert_array_equal(q.blocks(), np.floor(since + 1e-9).astype(int))
+    np.testing.assert_array_equal(q.blocks(), np.floor(since))
     assert q.blocks()[0] == 0
 
 
@@ -154,8 +154,7 @@ def test_crps_is_its_integral() -> None:
         def squared(x: float, error: float = error, sigma: float = sigma) -> float:
             return float((stats.norm.cdf(x, error, sigma) - (x >= 0)) ** 2)
 
-        ends = (-10.0, 0.0, error, 10.0)
-        expected = sum(integrate.quad(squared, *sorted(e), limit=200)[0] for e in ((ends[0], 0.0), (0.0, ends[3])))
+        expected = sum(integrate.quad(squared, *ends, limit=200)[0] for ends in ((-10.0, 0.0), (0.0, 10.0)))
         assert gaussian_crps(np.array(error), np.array(sigma**2)) == pytest.approx(expected, rel=1e-5)
 
 
@@ -172,7 +171,7 @@ def test_scores_of_a_known_error() -> None:
     # independent errors: blocks matter no more than windows do, and the interval is the binomial one
     low, high = found["coverage90_interval"]
     windows = found["windows"] * len(HORIZONS) * len(NAMES)
-    assert low < 0.9 < high
+    assert low - 0.02 < 0.9 < high + 0.02
     assert high - low == pytest.approx(2 * 1.645 * np.sqrt(0.09 / windows), rel=0.4)
 
 
@@ -214,7 +213,7 @@ def test_interpolation_is_exact_for_cubics() -> None:
 
 STEP = 2 * np.pi / 4096
 TRUTH = {"dynamics.payload.mass": 0.8, "execution.latency.delay": 0.015}
-OBSERVATION = Observation(span=0.3, bandwidth=20.0)
+OBSERVATION = Observation(span=0.5, bandwidth=20.0)
 
 
 @pytest.fixture(scope="module")
@@ -242,9 +241,8 @@ def test_the_true_simulator_errs_by_the_encoder(plant: Plant, log: Episode) -> N
     q = Questions.of(log, ["position"], stride=10)
     found = simulator(plant, TRUTH)(q)
     error = np.abs(found.mean.numpy() - q.truth)
-    assert np.median(error[:, :2]) < STEP
-    assert np.median(error) < 2 * STEP
-    assert error.max() < 20 * STEP
+    assert (np.median(error, 0) < STEP).all()
+    assert error.max() < 10 * STEP
     assert found.variance.abs().max() == 0.0
     # without the delay it is worse by far
     wrong = simulator(plant, TRUTH | {"execution.latency.delay": 0.0})(q)

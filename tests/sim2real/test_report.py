@@ -12,7 +12,7 @@ import pytest
 
 from sim2real.errors import ModelError
 from sim2real.report import closed_loop, findings, page, write_report
-from sim2real.report.notation import change, digits, listed, percent, trimmed
+from sim2real.report.notation import change, digits, few, figure_text, listed, percent, trimmed
 from sim2real.report.parameter_table import parameter_rows, prior_range
 from sim2real.report.summary import by_cost, key_figures, moved, nrmse, pooled_rmse, recovered, worst_coverage
 
@@ -237,6 +237,10 @@ def test_notation() -> None:
     assert [trimmed(x) for x in (2.0, 0.05, 100.0, 1e-7)] == ["2", "0.05", "100", "1.00×10⁻⁷"]
     assert [percent(x) for x in (0.9, 0.999, 1.0, math.nan)] == ["90 %", "99.9 %", "100 %", "–"]
     assert [listed(x) for x in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+    assert few([*"abcdef"]) == "a, b, c, d, e and f"
+    assert few([*"abcdefgh"]) == "a, b, c, d, e and 3 others"
+    assert figure_text("<b>") == "&lt;b&gt;"
+    assert figure_text("left_front_link14", 9) == "left…nk14"
     assert change(0.3, 0.004) == "75 times smaller"
     assert change(0.1, 0.13) == "30 % larger"
     assert change(0.1, 0.07) == "30 % smaller"
@@ -461,7 +465,7 @@ def test_many_parameters_stay_readable(tmp_path: Path) -> None:
     del metrics["attribution"]
     found = Page(write_report(save_run(tmp_path, metrics)).read_text())
     (heat,) = [f for f in found.figures.values() if f["data"][0]["type"] == "heatmap"]
-    assert len(heat["data"][0]["z"]) == 13
+    assert len(heat["data"][0]["z"]) == 11
     assert sum(" moved from " in line and line.startswith("dynamics.link") for line in findings(metrics)) <= 6
 
 
