@@ -91,8 +91,6 @@ def finetune_dynamics(
     real_scale = change_scale(real)
     replay_scale = change_scale(replay) if replay is not None else real_scale
     pull = anchor / real.states.shape[1]
-    # one-step variances are learned from real data: let them rise above the simulator's
-    tuned.log_variance_low.copy_(model.log_variance_low)
 
     def part(data: Stretches, scale: Tensor, weight: Tensor) -> Tensor:
         states, commands, rows = batches(data, members, batch, generator)

@@ -103,7 +103,6 @@ def replays(
     window: float,
     block: float,
     stride: float,
-    before: float = 0.2,
 ) -> list[Replay]:
     """Cut episodes into windows: those with commanded actions go through the chain, measured ones past it.
 
@@ -115,7 +114,6 @@ def replays(
         window: length [s].
         block: for the block bootstrap [s].
         stride: between window starts [s].
-        before: commands that fill the chain before each start [s].
     """
     out: list[Replay] = []
     first_block = 0
@@ -125,7 +123,7 @@ def replays(
         if not any(len(s) for s in starts):
             continue
         windows = cut_windows(
-            some, starts, channels=channels, length=window, before=before, timestep=plant.timestep, block=block
+            some, starts, channels=channels, length=window, before=plant.filling, timestep=plant.timestep, block=block
         )
         windows.block[:] += first_block
         first_block = int(windows.block.max()) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from scipy import optimize
 
 from sim2real.calibration.replay import Replay, columns
 from sim2real.episodes import Array
+from sim2real.errors import NonFiniteError
 from sim2real.plant import require_finite
 
 
@@ -36,16 +38,28 @@ class ShootingProblem:
         return np.asarray(1 / np.sqrt(1 + (residual / self.noise / self.robust) ** 2))
 
     def residuals(self, x: Array) -> Array:
+        try:
+            return self._residuals(x)
+        except NonFiniteError:
+            # a step into parameters with which the simulation diverges: far worse than any that does not
+            if self._size == 0:
+                raise
+            return np.full(self._size, 1e6)
+
+    def _residuals(self, x: Array) -> Array:
         out = []
         for part in self.parts:
             residual, _ = part.with_starts(x[columns(self.names, part)], self._weights.get(id(part)))
             require_finite(residual, "the simulated motion")
             self._weights[id(part)] = self.weights(residual)
             out.append((residual / self.noise).ravel())
-        return np.concatenate([*out, self.factor @ (x - self.center)])
+        found = np.concatenate([*out, self.factor @ (x - self.center)])
+        self._size = len(found)
+        return found
 
     def __post_init__(self) -> None:
         self._weights: dict[int, Array] = {}
+        self._size = 0
 
     def forget_weights(self) -> None:
         self._weights.clear()
@@ -124,14 +138,30 @@ def refine(problem: ShootingProblem, x: Array, evaluations: int) -> Fit:
 
 
 def screen(problem: ShootingProblem, candidates: Array) -> list[int]:
-    """Rank candidates (C, P) by the error from the first guess of the start states."""
-    cost = np.zeros(len(candidates))
-    for part in problem.parts:
-        where = columns(problem.names, part)
-        start = np.repeat(part.start[None], len(candidates), 0)
-        error = part.residuals(part.run(candidates[:, where], start))
-        cost += np.sqrt((error**2).mean((2, 3))).sum(1)
-    return [int(i) for i in np.argsort(cost)]
+    """Rank candidates (C, P) by the error from the first guess of the start states; those that diverge come last.
+
+    Raises:
+        NonFiniteError: every candidate diverges.
+    """
+
+    def cost(some: Array) -> Array:
+        total = np.zeros(len(some))
+        for part in problem.parts:
+            start = np.repeat(part.start[None], len(some), 0)
+            error = part.residuals(part.run(some[:, columns(problem.names, part)], start))
+            total += np.sqrt((error**2).mean((2, 3))).sum(1)
+        return total
+
+    try:
+        costs = cost(candidates)
+    except NonFiniteError:
+        costs = np.full(len(candidates), np.inf)
+        for k in range(len(candidates)):
+            with contextlib.suppress(NonFiniteError):
+                costs[k] = cost(candidates[k : k + 1])[0]
+        if not np.isfinite(costs).any():
+            raise
+    return [int(i) for i in np.argsort(costs) if np.isfinite(costs[i])]
 
 
 def restore(problem: ShootingProblem, fit: Fit) -> None:

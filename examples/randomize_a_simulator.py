@@ -1,4 +1,4 @@
-"""Randomize a simulator: a thousand pendulums, each with its own payload, friction and delay, and one command for all."""
+"""Randomize a simulator: a thousand pendulums with their own payloads, friction and delays, and one command for all."""
 
 import numpy as np
 

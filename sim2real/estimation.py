@@ -16,9 +16,6 @@ from sim2real.episodes import Array, Episode
 from sim2real.plant import Plant, RunningPlant
 from sim2real.windows import Windows, at_offsets, cut_windows, joint_positions
 
-# How long commands are replayed into a chain, beyond its delays, before its lags are taken to have settled [s].
-SETTLING = 0.1
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -243,7 +240,7 @@ class Observation:
             first,
             channels=channels,
             length=(float(stop.max()) + 1) * plant.timestep,
-            before=plant.chain.longest_delay + SETTLING,
+            before=plant.filling,
             timestep=plant.timestep,
         )
         known = plant.nominal()

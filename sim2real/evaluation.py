@@ -134,7 +134,7 @@ class SimulatorPredictor:
             [starts],
             channels=self.channels,
             length=float(questions.offsets.max()) + plant.timestep,
-            before=0.2,
+            before=plant.filling,
             timestep=plant.timestep,
         )
         spread = len(next(iter(self.draws.values()))) if self.draws else 0

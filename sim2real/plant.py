@@ -14,6 +14,8 @@ from sim2real.randomization import MujocoSimulator, RobotModel, Simulator
 
 Array = NDArray[np.float64]
 Values = Mapping[str, Array]
+# How long commands are replayed into a chain, beyond its delays, before its lags are taken to have settled [s].
+SETTLING = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Plant:
     @property
     def actions(self) -> int:
         return int(self.model.mj.nu)
+
+    @property
+    def filling(self) -> float:
+        """How much of the commands before an instant its chain must see to be as they left it [s]."""
+        return self.chain.longest_delay + SETTLING
 
     def nominal(self) -> dict[str, float]:
         """Return every parameter's nominal value, of the dynamics and of the execution."""

@@ -291,7 +291,8 @@ def value_of(recipe: Recipe, key: str) -> Any:
     reached = ""
     for part in _split_key(key, place):
         if not isinstance(place, dict):
-            raise RecipeError(f"the recipe has no key {key!r}: {reached.removesuffix('.')} is not a section, but {place!r}")
+            section = reached.removesuffix(".")
+            raise RecipeError(f"the recipe has no key {key!r}: {section} is not a section, but {place!r}")
         if part not in place:
             near = did_you_mean(reached + part, [reached + k for k in place])
             raise RecipeError(f"the recipe has no key {key!r}{near}")

@@ -1,4 +1,4 @@
-"""The search space of a sweep: what each key of a recipe may become, in the notation `U(0.3, 0.8)` or `choice(a, b)`."""
+"""The search space of a sweep: what a key of a recipe may become, in the notation `U(0.3, 0.8)` or `choice(a, b)`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from sim2real.episodes import Episode
 from sim2real.errors import ParameterError, RecipeError, did_you_mean
+from sim2real.preparation import Setup, prepare
 from sim2real.randomization import parse_distribution
 from sim2real.randomization.distributions import LogUniform, Uniform
-from sim2real.preparation import prepare
 from sim2real.recipe import Recipe, read_value, value_of, with_overrides
 
 NOTATION = ("U(a, b)", "LogU(a, b)", "int(a, b)", "choice(x, y, ...)")
@@ -125,7 +125,7 @@ class Choice(SearchRange):
 
 
 def parse_range(key: str, text: str) -> SearchRange:
-    """Parse the notation of one key: `U(0.3, 0.8)`, `LogU(1e-4, 1e-2)`, `int(2, 6)`, `choice(=U(0, 0.02), =U(0, 0.08))`.
+    """Parse a notation: `U(0.3, 0.8)`, `LogU(1e-4, 1e-2)`, `int(2, 6)` or `choice(=U(0, 0.02), =U(0, 0.08))`.
 
     Raises:
         RecipeError: it is none of these.
@@ -137,10 +137,10 @@ def parse_range(key: str, text: str) -> SearchRange:
     if symbol == "choice":
         return _choice(key, inside)
     if symbol == "int":
-        bounds = [b.strip() for b in inside.split(",")]
-        if len(bounds) != 2 or not all(re.fullmatch(r"[+-]?\d+", b) for b in bounds) or int(bounds[0]) >= int(bounds[1]):
+        bounds = re.fullmatch(r"\s*([+-]?\d+)\s*,\s*([+-]?\d+)\s*", inside)
+        if bounds is None or int(bounds[1]) >= int(bounds[2]):
             raise RecipeError(f"sweep.keys.{key}: int(a, b) needs two whole numbers, a < b; found {text!r}")
-        return IntegerRange(int(bounds[0]), int(bounds[1]))
+        return IntegerRange(int(bounds[1]), int(bounds[2]))
     if symbol not in ("U", "LogU"):
         near = did_you_mean(symbol, [n.partition("(")[0] for n in NOTATION])
         raise RecipeError(f"sweep.keys.{key}: no range is called {symbol!r}{near}")
@@ -212,20 +212,23 @@ def search_space(recipe: Recipe) -> dict[str, SearchRange]:
     return space
 
 
-def require_same_recordings(recipe: Recipe, space: Mapping[str, SearchRange]) -> None:
+def require_same_recordings(before: Setup, space: Mapping[str, SearchRange]) -> None:
     """Try values of every key, and require that all are scored on the recordings that the recipe is scored on.
 
     Raises:
-        RecipeError: a key changes the validation recordings, so that scores would not compare.
-        Sim2RealError: the recipe, or a value of a key, cannot be prepared.
+        RecipeError: a key changes the validation recordings, so that scores would not compare, or a prior is wrong.
+        Sim2RealError: another value of a key cannot be prepared.
     """
-    before = prepare(recipe)
     for key, values in space.items():
         if key.partition(".")[0] in LEARNING:
             continue
         for value in values.probes:
-            after = prepare(with_overrides(recipe, {key: value}))
-            if not _same(before.recordings.validation, after.recordings.validation) or before.channels != after.channels:
+            try:
+                after = prepare(with_overrides(before.recipe, {key: value}))
+            except ParameterError as error:
+                raise RecipeError(f"sweep.keys.{key}: {error}") from None
+            same = _same(before.recordings.validation, after.recordings.validation)
+            if not same or before.channels != after.channels:
                 raise RecipeError(
                     f"sweep.keys.{key}: {value!r} changes the validation recordings, so scores would not compare; "
                     "sweep what is learned from them, not what they are"

@@ -1,7 +1,7 @@
 """`sweep`: search over keys of a recipe with Ray Tune, scored on validation recordings.
 
-Every trial is scored twice, the second time only where the first was promising (asynchronous successive halving, Li et al.
-2020): with the first third of every training recording, then with all of them. The test recordings are never touched.
+Every trial is scored twice, the second time only where the first was promising (asynchronous successive halving, Li et
+al. 2020): with the first third of every training recording, then with all of them. Test recordings are never touched.
 """
 
 from __future__ import annotations
@@ -19,16 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from sim2real import stages
 from sim2real.errors import LogError, require
-from sim2real.pipeline import Watcher, _Run
-from sim2real.randomization.mujoco_simulator import available_threads
+from sim2real.pipeline import Watcher, _Run, set_threads
+from sim2real.preparation import Setup, prepare
 from sim2real.recipe import Recipe, read_value, with_overrides
 from sim2real.run_directory import RunDirectory, read_json, write_json
 from sim2real.search_space import SearchRange, require_same_recordings, search_space, shown
-from sim2real.preparation import Setup, prepare
 
 if TYPE_CHECKING:
     from sim2real.trials import Row
@@ -70,7 +67,7 @@ def sweep(
     Raises:
         RecipeError: the recipe has nothing to sweep, or a key or its range is wrong.
         MissingExtraError: Ray or Optuna is not installed.
-        Sim2RealError: the recipe as it is fails.
+        Sim2RealError: the recipe as it is fails, or its recordings are not those that the sweep was begun on.
         KeyboardInterrupt: interrupted; call again to go on.
     """
     # trials change directory, so every path is made absolute first
@@ -87,14 +84,15 @@ def sweep(
     if again and done.is_file():
         shutil.rmtree(directory)
     say(f"{recipe.name} → {directory}")
+    new, setup = not directory.is_dir(), prepare(recipe)
+    if new:
+        require_same_recordings(setup, space)
+    RunDirectory(directory).belongs_to(setup.recordings.fingerprint())
     if done.is_file():
         say("finished earlier")
     else:
-        if not directory.is_dir():
-            require_same_recordings(recipe, space)
         from sim2real.trials import search
 
-        directory.mkdir(parents=True, exist_ok=True)
         (directory / "recipe.yaml").write_text(recipe.to_yaml())
         say(f"{recipe.sweep.trials} trials of {', '.join(space)}; {OBJECTIVES[recipe.sweep.objective]}, less is better")
         rows = search(recipe, space, directory, functools.partial(rung_scores, directory / "runs"), say)
@@ -120,19 +118,21 @@ def rung_scores(runs: Path, recipe: Recipe, shares: Sequence[float]) -> Iterator
         shares: of the duration of every training recording, from its beginning on.
 
     Yields:
-        the share, and the score: normalised RMSE of the identified simulator, or CRPS of the fine-tuned model [rad or m],
-        the mean over the horizons. A share that is too short to learn from is passed over.
+        the share, and the score: normalised RMSE of the identified simulator, or CRPS of the fine-tuned model
+        [rad or m], the mean over the horizons. A share that is too short to learn from is passed over.
     """
     assert recipe.sweep is not None
     until = {"identify": "observe", "finetune": "finetune"}[recipe.sweep.objective]
-    torch.set_num_threads(available_threads())
-    setup = prepare(recipe)
+    set_threads()
+    whole = prepare(recipe)
     for share in shares:
         folder = runs if share == 1 else runs / f"first-{100 * share:.0f}-percent"
         directory = RunDirectory(folder / f"{recipe.name}-{recipe.digest()}")
         with _alone_in(directory.path):
-            run = _Run(directory, setup if share == 1 else _shortened(setup, share), Watcher())
-            (directory.path / "recipe.yaml").write_text(run.setup.recipe.to_yaml())
+            setup = whole if share == 1 else _shortened(whole, share)
+            directory.belongs_to(setup.recordings.fingerprint())
+            (directory.path / "recipe.yaml").write_text(setup.recipe.to_yaml())
+            run = _Run(directory, setup, Watcher())
             try:
                 run.to(until)
             except LogError:
@@ -165,15 +165,17 @@ def _alone_in(directory: Path) -> Iterator[None]:
 
 def _best(rows: Sequence[Row]) -> Row:
     """The first of the best rows: the recipe as it was, where nothing beat it."""
-    return min((row for row in rows if row.status == "finished" and math.isfinite(row.score)), key=lambda row: row.score)
+    scored = [row for row in rows if row.status == "finished" and math.isfinite(row.score)]
+    return min(scored, key=lambda row: row.score)
 
 
 def _write_best(recipe: Recipe, space: Mapping[str, SearchRange], rows: Sequence[Row], path: Path) -> None:
-    best = _best(rows)
-    header = [
-        f"# The best of {len(rows) - 1} trials: validation score {best.score:.5g}, unswept {rows[0].score:.5g}.",
-        *(f"#   {key}: {shown(value)} out of {space[key]}" for key, value in best.values.items()),
-    ]
+    best, trials = _best(rows), len(rows) - 1
+    if best is rows[0]:
+        header = [f"# None of {trials} trials was better than the recipe as it was: validation score {best.score:.5g}."]
+    else:
+        header = [f"# The best of {trials} trials: validation score {best.score:.5g}, unswept {rows[0].score:.5g}."]
+        header += [f"#   {key}: {shown(value)} out of {space[key]}" for key, value in best.values.items()]
     found = with_overrides(recipe, best.values).model_copy(update={"sweep": None})
     path.write_text("\n".join([*header, found.to_yaml()]))
 

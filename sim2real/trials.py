@@ -57,9 +57,15 @@ class Row:
         metrics, values = metrics or {}, _values(space, config)
         share, seconds = float(metrics.get("share", 0.0)), float(metrics.get("time_total_s", 0.0))
         if error is not None:
-            why = str(getattr(error, "cause", error)).strip().splitlines()[-1]
-            return cls(values, f"failed: {why}", math.nan, share, seconds)
+            return cls(values, f"failed: {_why(error)}", math.nan, share, seconds)
         return cls(values, "finished" if share == 1 else "stopped early", float(metrics["score"]), share, seconds)
+
+
+def _why(error: Any) -> str:
+    cause = getattr(error, "cause", error)
+    if isinstance(cause, Sim2RealError):
+        return " ".join(str(cause).split())
+    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
 
 
 def search(recipe: Recipe, space: Space, directory: Path, scores: Scorer, say: Say) -> list[Row]:
@@ -165,13 +171,17 @@ class _Progress:
 
     def trial(self, trials: Sequence[Any], trial: Any) -> None:
         self.ended |= {t.trial_id for t in trials if t.is_finished()} | {trial.trial_id}
-        row = Row.of(self.space, trial.config, trial.last_result, trial.get_pickled_error())
+        # Trial.get_pickled_error looks where the file has not been copied yet
+        file = trial.pickled_error_file
+        error = ray.cloudpickle.loads(Path(file).read_bytes()) if file else trial.get_error()
+        row = Row.of(self.space, trial.config, trial.last_result, error)
         self._tell(f"trial {len(self.ended)}/{self.trials}", row)
 
     def _tell(self, name: str, row: Row) -> None:
-        came = f"{row.score:.5g}" if row.status == "finished" else row.status
+        status, _, why = row.status.partition(": ")
+        came = f"{row.score:.5g}" if status == "finished" else status
         values = ", ".join(f"{k}: {shown(v)}" for k, v in row.values.items())
-        self.say(f"  {name:<12} {came:<14} {row.seconds:5.0f} s   {values}")
+        self.say(f"  {name:<12} {came:<14} {row.seconds:5.0f} s   {values}{why and f' ({why})'}")
 
 
 _PROGRESS: ContextVar[_Progress] = ContextVar("progress")

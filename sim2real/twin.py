@@ -24,7 +24,7 @@ class Twin:
         period: between readings [s].
 
     Raises:
-        ParameterError: `truth` names what the plant does not have.
+        ParameterError: `truth` names what the plant does not have, or `period` is no whole number of its substeps.
     """
 
     plant: Plant
@@ -37,6 +37,7 @@ class Twin:
         for name in self.truth:
             if name not in known:
                 raise ParameterError(f"twin: no parameter named {name!r}{did_you_mean(name, known)}")
+        _whole("period", self.period, self.plant.timestep)
 
     @property
     def values(self) -> dict[str, float]:
@@ -46,15 +47,24 @@ class Twin:
     @property
     def channels(self) -> Channels:
         """Names and units of what it logs: positions, then velocities where its sensors report them."""
-        joints, many = self.plant.model.joint_names, self.plant.degrees_of_freedom
-        one = len(joints) == 1
-        positions = [("position" if one else f"{j}.position", "rad") for j in joints]
-        velocities = [("velocity" if one else f"{j}.velocity", "rad/s") for j in joints]
+        import mujoco
+
+        model, many = self.plant.model, self.plant.degrees_of_freedom
+        slides = model.mj.jnt_type == int(mujoco.mjtJoint.mjJNT_SLIDE)
+        units = ["m" if slide else "rad" for slide in slides]
+        efforts = ["N" if slides[joint] else "N·m" for joint in model.mj.actuator_trnid[:, 0]]
         width = many
         for stage in self.perception.stages:
             width = stage.output_width(width)
-        actions = [("effort" if one else f"{a}.effort", "N·m") for a in self.plant.model.actuator_names]
-        return Channels(tuple(positions + (velocities if width > many else [])), tuple(actions))
+        one = many == 1
+        observed = [("position" if one else f"{j}.position", u) for j, u in zip(model.joint_names, units, strict=True)]
+        if width > many:
+            observed += [
+                ("velocity" if one else f"{j}.velocity", f"{u}/s")
+                for j, u in zip(model.joint_names, units, strict=True)
+            ]
+        actions = [("effort" if one else f"{a}.effort", u) for a, u in zip(model.actuator_names, efforts, strict=True)]
+        return Channels(tuple(observed), tuple(actions))
 
     def start(self, states: Array) -> RunningTwin:
         """Return n twins in `states` (n, X), with their sensors settled."""
@@ -68,11 +78,13 @@ class Twin:
             commands: [effort].
             hold: a multiple of the period [s].
             start: (X,) state, hanging at rest by default.
+
+        Raises:
+            ParameterError: `hold` is no whole number of periods.
         """
         x = np.zeros(2 * self.plant.degrees_of_freedom) if start is None else start
         running = self.start(x[None])
-        each = round(hold / self.period)
-        sent = np.repeat(commands, each, 0)
+        sent = np.repeat(commands, _whole("hold", hold, self.period), 0)
         readings = [running.reading[0]]
         for u in sent:
             readings.append(running.step(u[None], self.period)[0])
@@ -94,7 +106,7 @@ class RunningTwin:
 
     def step(self, command: Array, seconds: float) -> Array:
         """Hold `command` (n, A) for some time; return the reading at its end (n, O)."""
-        steps = round(seconds / self._twin.plant.timestep)
+        steps = _whole("control period", seconds, self._twin.plant.timestep)
         states = self._plant.step(np.repeat(command[:, None], steps, 1))
         self.reading = self._sensors.apply(states[..., : states.shape[-1] // 2])[:, -1]
         return self.reading
@@ -102,6 +114,14 @@ class RunningTwin:
     def state(self) -> Array:
         """Return the true states (n, X)."""
         return self._plant.state()
+
+
+def _whole(what: str, seconds: float, unit: float) -> int:
+    """Return how many of `unit` there are in `seconds`, or say that they do not divide."""
+    many = round(seconds / unit)
+    if many < 1 or abs(many * unit - seconds) > 1e-6 * unit:
+        raise ParameterError(f"twin: the {what} of {seconds:g} s is no whole number of {unit:g} s")
+    return many
 
 
 def excite(

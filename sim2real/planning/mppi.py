@@ -85,7 +85,7 @@ class MPPI:
         if not torch.isfinite(cost).any(0).all():
             raise NonFiniteError("no candidate plan of a plant has a finite cost: the world model diverges")
         cost = torch.where(torch.isfinite(cost), cost, torch.inf)
-        finite = torch.where(torch.isfinite(cost), cost, cost.min())
+        finite = torch.where(torch.isfinite(cost), cost, cost.min(0).values)
         scale = self.temperature * finite.std(0).clamp_min(1e-6)
         weight = torch.softmax(-(cost - cost.min(0).values) / scale, 0)
         return torch.einsum("cn,cnta->nta", weight, candidates)

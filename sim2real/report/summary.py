@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sim2real.report.notation import digits, look, percent, quantity
+from sim2real.report.notation import digits, percent, quantity
 
 Metrics = Mapping[str, Any]
 Rows = Mapping[str, Mapping[str, Any]]
@@ -135,7 +135,7 @@ def _coverage(metrics: Metrics) -> KeyFigure:
     name, share, (low, high) = found
     where = f"on {name}" + (", the recording furthest from 90 %" if len(rows) > 1 else "")
     spread = f"block bootstrap {percent(low).removesuffix(' %')} to {percent(high)}"
-    return KeyFigure(label, percent(share), f"{look('finetuned_model').label}, {where}; {spread}")
+    return KeyFigure(label, percent(share), f"world model, {where}; {spread}")
 
 
 def _control(metrics: Metrics) -> list[KeyFigure]:

@@ -68,9 +68,7 @@ class EnsembleDynamics(nn.Module):
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        self.dynamics = BatchedMLP(
-            config.members, config.features, 4 * config.joints, tuple(config.hidden), generator
-        )
+        self.dynamics = BatchedMLP(config.members, config.features, 4 * config.joints, tuple(config.hidden), generator)
         d = config.joints
         # normalisers: set once by `normalise`, never trained
         self.register_buffer("feature_mean", torch.zeros(config.features))
@@ -116,9 +114,7 @@ class EnsembleDynamics(nn.Module):
         """Return what the networks predict, not normalised: velocity change, position beyond the mean velocity."""
         d, dt = self.config.joints, self.config.timestep
         velocity = 0.5 * (state[..., d:] + following[..., d:])
-        return torch.cat(
-            [following[..., d:] - state[..., d:], following[..., :d] - state[..., :d] - dt * velocity], -1
-        )
+        return torch.cat([following[..., d:] - state[..., d:], following[..., :d] - state[..., :d] - dt * velocity], -1)
 
     def step(self, state: Tensor, commands: Tensor) -> tuple[Tensor, Tensor]:
         """Advance one model step.

@@ -56,9 +56,7 @@ def two_seconds(plant: Plant, truth: dict[str, float], seed: int) -> Episode:
 def test_a_doubled_payload_is_what_moved(plant: Plant, posterior: Posterior) -> None:
     log = two_seconds(plant, TRUTH | {MASS: 2 * TRUTH[MASS]}, seed=0)
     lines: list[str] = []
-    found = adapt(
-        plant, posterior, [log], channels=["position"], rng=np.random.default_rng(1), progress=lines.append
-    )
+    found = adapt(plant, posterior, [log], channels=["position"], rng=np.random.default_rng(1), progress=lines.append)
     assert found.moved == MASS
     assert found.was == TRUTH[MASS]
     low, high = found.posterior.interval(MASS)

@@ -78,10 +78,11 @@ def model() -> EnsembleDynamics:
     """An ensemble without hidden layers, solved for one gain a member: a posterior of 1.0 give or take 0.05."""
     config = EnsembleConfig((False,), 1, DT, HISTORY, MEMBERS, hidden=())
     made, data = EnsembleDynamics(config), simulated(np.array([0.95, 1.0, 1.05]))
-    made.normalise(data.states[:, :, 0].flatten(0, 1), data.commands[:, :, :HISTORY].flatten(0, 1), data.states[:, :, 1].flatten(0, 1))
+    before, commands, after = data.states[:, :, 0], data.commands[:, :, :HISTORY], data.states[:, :, 1]
+    made.normalise(before.flatten(0, 1), commands.flatten(0, 1), after.flatten(0, 1))
     with torch.no_grad():
-        inputs = made.features(data.states[:, :, 0], data.commands[:, :, :HISTORY])
-        target = made.raw_target(data.states[:, :, 0], data.states[:, :, 1]) / made.target_scale
+        inputs = made.features(before, commands)
+        target = made.raw_target(before, after) / made.target_scale
         ones = torch.ones(*inputs.shape[:-1], 1)
         solution = torch.linalg.lstsq(torch.cat([inputs, ones], -1).double(), target.double()).solution.float()
         made.dynamics.weights[0].zero_()[..., :2] = solution[:, :-1]
@@ -110,7 +111,11 @@ def held_out(gain: float) -> list[Questions]:
 def tune(model: EnsembleDynamics, gain: float = 1.5, **changed: object) -> FinetuneResult:
     real = from_episodes([episode(gain, 1)], ["position"], steps=10, history=HISTORY, timestep=DT)
     settings: dict[str, object] = {
-        "answer": answer, "held_out": held_out(gain), "iterations": 60, "rate": 0.03, "anchor": 0.01
+        "answer": answer,
+        "held_out": held_out(gain),
+        "iterations": 60,
+        "rate": 0.03,
+        "anchor": 0.01,
     }
     return finetune_dynamics(model, **({"real": real} | settings | changed))  # type: ignore[arg-type]
 
@@ -155,9 +160,8 @@ def test_one_seed_gives_the_same_bytes(model: EnsembleDynamics) -> None:
 def test_garbage_is_refused_and_the_old_model_stays(model: EnsembleDynamics) -> None:
     before = as_bytes(model.state_dict())
     noise = torch.Generator().manual_seed(0)
-    garbage = Stretches(
-        3 * torch.randn(1, 80, 11, 2, generator=noise), torch.randn(1, 80, 11, 1, generator=noise), torch.arange(80) // 10
-    )
+    states, commands = 3 * torch.randn(1, 80, 11, 2, generator=noise), torch.randn(1, 80, 11, 1, generator=noise)
+    garbage = Stretches(states, commands, torch.arange(80) // 10)
     found = tune(model, real=garbage, held_out=held_out(1.0))
     assert not found.accepted
     assert found.model is model
@@ -247,5 +251,5 @@ def test_the_gate_refuses_luck() -> None:
     accepted, reason = decide(ratio)
     assert not accepted
     assert "% of resampled blocks agree" in reason
-    # the same windows as independent ones would have been believed by fewer draws still; as one even gain they are
+    # the same gain, spread evenly over the blocks, is believed
     assert decide(np.full((200, 1), float(ratio.mean())))[0]

@@ -120,9 +120,7 @@ def test_a_normal_prior_pulls_by_its_precision(plant: Plant) -> None:
     estimate, inverse = least_squares(episode)
     width = 0.01 * np.sqrt(np.diag(inverse))  # as sure as the data are
     center = estimate + width * [1.0, -1.0]
-    prior = ParameterSet.parse(
-        {GEAR: f"=N({center[0]}, {width[0]})", GRAVITY: f"=N({center[1]}, {width[1]}) m/s²"}
-    )
+    prior = ParameterSet.parse({GEAR: f"=N({center[0]}, {width[0]})", GRAVITY: f"=N({center[1]}, {width[1]}) m/s²"})
     posterior = identify(plant, [episode], prior, **LINEAR, samples=2000, rng=np.random.default_rng(0))
     data, pull = np.linalg.inv(inverse) / posterior.noise[0] ** 2, np.diag(width**-2.0)
     expected = np.linalg.solve(data + pull, data @ estimate + pull @ center)
@@ -306,7 +304,7 @@ def test_missing_posterior_says_what_to_run(tmp_path: Path) -> None:
 def test_draws_beyond_a_bound_move_along_the_correlation() -> None:
     rng = np.random.default_rng(11)
     covariance = np.array([[1.0, 0.9], [0.9, 1.0]])
-    draws = rng.multivariate_normal([0.0, 0.0], covariance, 3000)
+    draws = rng.multivariate_normal([0.0, 0.0], covariance, 800)
     lower, upper = np.array([-0.5, -np.inf]), np.array([np.inf, np.inf])
     held = into_bounds(draws, np.linalg.inv(covariance), lower, upper)
     out = draws[:, 0] < -0.5

@@ -200,7 +200,10 @@ def test_the_file_decides_neither_timestep_nor_integrator(tmp_path: Path) -> Non
     other.write_text(text.replace('timestep="0.001"', 'timestep="0.01"').replace('"Euler"', '"RK4"'), encoding="utf-8")
     results = []
     for source in ("pendulum", other):
-        simulator = MujocoSimulator(RobotModel(source), 1, timestep=0.002)
+        model = RobotModel(source)
+        before = model.mj.opt.timestep, model.mj.opt.integrator
+        simulator = MujocoSimulator(model, 1, timestep=0.002)
+        assert (model.mj.opt.timestep, model.mj.opt.integrator) == before
         simulator.set_state(np.array([[1.0, 0.0]]))
         results.append(simulator.step(np.ones((1, 50, 1))))
     np.testing.assert_array_equal(*results)

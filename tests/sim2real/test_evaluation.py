@@ -203,7 +203,8 @@ def test_interpolation_is_exact_for_cubics() -> None:
     path = torch.stack([t**3 - t, 3 * t**2 - 1], -1)[None]
     variance = torch.stack([t, 0 * t], -1)[None]
     offsets = torch.tensor([[0.03, 0.1, 0.456, 0.7]], dtype=torch.float64)
-    found = at_times(Prediction(path, variance, 2 * variance, t), torch.tensor([[0.0, -1.0]], dtype=torch.float64), offsets, 0.1)
+    start = torch.tensor([[0.0, -1.0]], dtype=torch.float64)
+    found = at_times(Prediction(path, variance, 2 * variance, t), start, offsets, 0.1)
     np.testing.assert_allclose(found.mean[0, :, 0], offsets[0] ** 3 - offsets[0], atol=1e-12)
     np.testing.assert_allclose(found.aleatoric[0, 1:, 0], offsets[0, 1:], atol=1e-12)
     np.testing.assert_allclose(found.epistemic[0, 1:, 0], 2 * offsets[0, 1:], atol=1e-12)
@@ -293,6 +294,21 @@ def test_nothing_later_than_the_start_is_seen(plant: Plant, log: Episode, make: 
         assert not torch.equal(predictor(Questions(replace(log, observations=ruined), **rows)).mean, before.mean)
         pushed = replace(log, actions=log.actions + 1.0)
         assert not torch.equal(predictor(Questions(pushed, **rows)).mean, before.mean)
+
+
+def test_measured_actions_are_brought_forward_for_the_world_model(plant: Plant, log: Episode) -> None:
+    # the world model expects commands; what the actuator reports is those commands, here two rows later
+    values = TRUTH | {"execution.latency.delay": 0.02}
+    predictor = replace(world_model(plant), values=values, advance=0.02)
+    late = np.concatenate([np.zeros((2, 1)), log.actions[:-2]])
+    measured = replace(log, action_source="measured", actions=late)
+    q = Questions.of(log.slice(0, log.duration - 0.1), ["position"], stride=40)
+    assert len(q.starts) > 5
+    asked = predictor(replace(q, episode=log)).mean
+    reported = predictor(replace(q, episode=measured)).mean
+    torch.testing.assert_close(reported, asked, atol=1e-5, rtol=0)
+    unmoved = replace(predictor, advance=0.0)(replace(q, episode=measured)).mean
+    assert (unmoved - asked).abs().max() > 1e-3
 
 
 def test_the_covariance_of_the_start_is_that_of_its_error(plant: Plant) -> None:

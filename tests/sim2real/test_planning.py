@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sim2real.adapters import Chain
@@ -61,13 +62,14 @@ def optimal(start: Array, steps: int, effort: float = 0.05) -> Array:
     return np.asarray(np.linalg.solve(flat.T @ flat + effort * np.eye(steps), -flat.T @ free.ravel()))
 
 
-def estimate(states: Array, history: int = 2) -> Estimate:
-    return Estimate(np.atleast_2d(states).astype(float), np.zeros((len(np.atleast_2d(states)), history, 1)))
+def estimate(states: ArrayLike, history: int = 2) -> Estimate:
+    rows = np.atleast_2d(np.asarray(states, float))
+    return Estimate(rows, np.zeros((len(rows), history, 1)))
 
 
 def test_plans_are_near_the_optimum() -> None:
     starts = np.array([[0.6, 0.0], [-0.4, 0.3], [0.1, -0.5], [0.0, 0.0]])
-    settings = {"horizon": 0.6, "candidates": 400, "iterations": 25, "noise": 0.25, "correlation": 0.5}
+    settings: dict[str, Any] = {"horizon": 0.6, "candidates": 400, "iterations": 25, "noise": 0.25, "correlation": 0.5}
     found = np.mean(
         [MPPI(integrator(), Quadratic(), LIMIT, **settings, seed=s).act(estimate(starts), 0.0) for s in range(4)], 0
     )
@@ -75,6 +77,17 @@ def test_plans_are_near_the_optimum() -> None:
     assert np.abs(expected).max() < LIMIT[0]  # the limit plays no part
     assert np.abs(expected[:3]).min() > 0.2
     np.testing.assert_allclose(found[:, 0], expected, atol=0.12)
+
+
+def test_the_rest_of_a_plan_is_carried_over() -> None:
+    settings: dict[str, Any] = {"horizon": 0.6, "candidates": 400, "iterations": 25, "noise": 0.25, "correlation": 0.5}
+    plans = []
+    for seed in range(4):
+        policy = MPPI(integrator(), Quadratic(), LIMIT, **settings, seed=seed)
+        plan = [policy.act(estimate([0.6, 0.0]), 0.0)[0, 0]]
+        policy.noise = 0.0  # from now on the plan is all there is
+        plans.append(plan + [policy.act(estimate([0.6, 0.0]), k * DT)[0, 0] for k in range(1, 6)])
+    np.testing.assert_allclose(np.mean(plans, 0), optimal(np.array([0.6, 0.0]), 6), atol=0.25)
 
 
 def test_commands_never_leave_the_limit() -> None:
@@ -100,41 +113,42 @@ def test_the_plan_is_carried_over_and_forgotten() -> None:
 
 
 def test_a_batch_plans_as_its_rows_would_alone() -> None:
-    settings = {"horizon": 0.6, "candidates": 40, "iterations": 2}
+    settings: dict[str, Any] = {"horizon": 0.6, "candidates": 40, "iterations": 2}
     batch = MPPI(integrator(), Quadratic(), LIMIT, **settings, seed=100).act(
         estimate(np.repeat([[0.6, 0.0], [-0.2, 0.0]], 60, 0)), 0.0
     )[:, 0]
     for state, rows in (([0.6, 0.0], batch[:60]), ([-0.2, 0.0], batch[60:])):
-        alone = np.array(
-            [MPPI(integrator(), Quadratic(), LIMIT, **settings, seed=s).act(estimate(state), 0.0)[0, 0] for s in range(60)]
-        )
+        planners = [MPPI(integrator(), Quadratic(), LIMIT, **settings, seed=s) for s in range(60)]
+        alone = np.array([p.act(estimate(state), 0.0)[0, 0] for p in planners])
         error = np.hypot(alone.std(), rows.std()) / np.sqrt(60)
         assert abs(alone.mean() - rows.mean()) < 3.5 * error
         assert 0.6 < alone.std() / rows.std() < 1.6
 
 
 def test_a_plant_does_not_see_its_neighbours() -> None:
-    # the second plant's candidates mostly diverge: the first one's plan is the same as beside a tame neighbour
     class Cliff(Quadratic):
         def __call__(self, states: Tensor, commands: Tensor) -> Tensor:
-            cost = super().__call__(states, commands)
-            return torch.where(states[..., 0] > 5.0, torch.nan, cost)
+            return torch.where(states[..., 0] > 5.0, torch.nan, super().__call__(states, commands))
 
-    sent = [
-        MPPI(integrator(), Cliff(), LIMIT, horizon=1.0, candidates=100, seed=1).act(estimate([[0.6, 0.0], other]), 0.0)
-        for other in ([0.3, 0.0], [4.9, 0.2])
-    ]
-    assert sent[0][0, 0] == pytest.approx(sent[1][0, 0], abs=1e-6)
-    assert np.isfinite(sent[1]).all()
+    def beside(neighbour: list[float], state: list[float]) -> float:
+        policy = MPPI(integrator(), Cliff(), LIMIT, horizon=1.0, candidates=100, temperature=1.0, seed=1)
+        return float(policy.act(estimate([state, neighbour]), 0.0)[0, 0])
+
+    # the second state is at the cliff, so that some of its candidates have no finite cost
+    tame, edge = [0.6, 0.0], [4.9, 0.05]
+    assert beside([0.3, 0.0], tame) == pytest.approx(beside(edge, tame), abs=1e-6)
+    assert beside([0.3, 0.0], edge) == pytest.approx(beside([4.0, 0.0], edge), abs=1e-6)
 
 
 def test_every_member_judges_its_share() -> None:
     # the members' gains cancel: no command is better than another, whichever member is asked first
-    sent = MPPI(integrator(gains=(1.0, -1.0)), Quadratic(effort=0.5), LIMIT, horizon=0.6, candidates=400, iterations=10)
-    one_sided = MPPI(integrator(gains=(1.0, 1.0)), Quadratic(effort=0.5), LIMIT, horizon=0.6, candidates=400, iterations=10)
-    assert sent.each == 200
-    torn, sure = (abs(p.act(estimate([0.5, 0.4]), 0.0)[0, 0]) for p in (sent, one_sided))
-    assert torn < 0.5 * sure or torn < 0.2
+    settings: dict[str, Any] = {"horizon": 0.6, "candidates": 400, "iterations": 10}
+    torn, sure = (
+        MPPI(integrator(gains=gains), Quadratic(effort=0.5), LIMIT, **settings) for gains in ((1.0, -1.0), (1.0, 1.0))
+    )
+    assert torn.each == 200
+    assert sure.act(estimate([0.5, 0.4]), 0.0)[0, 0] < -0.5
+    assert abs(torn.act(estimate([0.5, 0.4]), 0.0)[0, 0]) < 0.25
 
 
 def test_commands_in_flight_are_planned_with() -> None:
@@ -142,7 +156,7 @@ def test_commands_in_flight_are_planned_with() -> None:
     model = integrator()
     with torch.no_grad():
         model.dynamics.weights[0].zero_()[:, -2, 0] = DT
-    settings = {"horizon": 0.6, "candidates": 400, "iterations": 10}
+    settings: dict[str, Any] = {"horizon": 0.6, "candidates": 400, "iterations": 10}
     pushed, idle = (
         MPPI(model, Quadratic(), LIMIT, **settings).act(Estimate(np.array([[0.4, 0.0]]), np.full((1, 2, 1), u)), 0.0)
         for u in (-2.0, 0.0)
@@ -154,7 +168,7 @@ def test_a_broken_model_is_an_error() -> None:
     model = integrator()
     with torch.no_grad():
         model.dynamics.biases[0][...] = torch.nan
-    with pytest.raises(NonFiniteError, match="every candidate plan of a plant"):
+    with pytest.raises(NonFiniteError, match="no candidate plan of a plant has a finite cost"):
         MPPI(model, Quadratic(), LIMIT, candidates=10).act(estimate([1.0, 0.0]), 0.0)
 
 
@@ -172,7 +186,9 @@ def test_upright_costs_what_it_says() -> None:
     np.testing.assert_allclose(cost(state, command), expected, atol=1e-6)
     second = Upright(joint=1, target=0.0)(torch.tensor([[1.0, torch.pi, 0.0, 0.0]]), torch.zeros(1, 1))
     assert float(second) == pytest.approx(2.0)
-    np.testing.assert_allclose(upright_reward(torch.tensor([[torch.pi], [0.0], [torch.pi / 2]])), [1, 0, 0.5], atol=1e-6)
+    np.testing.assert_allclose(
+        upright_reward(torch.tensor([[torch.pi], [0.0], [torch.pi / 2]])), [1, 0, 0.5], atol=1e-6
+    )
 
 
 # the loop

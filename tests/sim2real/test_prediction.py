@@ -59,9 +59,13 @@ def test_intervals_hold_their_share_of_gaussian_samples(level: float) -> None:
 
 def test_concatenated_predictions_keep_their_rows() -> None:
     whole, _ = gaussian(np.random.default_rng(2), windows=10)
-    parts = [Prediction(whole.mean[a:b], whole.aleatoric[a:b], whole.epistemic[a:b], HORIZON) for a, b in ((0, 3), (3, 10))]
-    joined = Prediction.concatenate(parts)
-    assert all(torch.equal(getattr(joined, p), getattr(whole, p)) for p in ("mean", "aleatoric", "epistemic", "horizon"))
+    rows = (slice(3), slice(3, 10))
+    joined = Prediction.concatenate(
+        [Prediction(whole.mean[r], whole.aleatoric[r], whole.epistemic[r], HORIZON) for r in rows]
+    )
+    assert all(
+        torch.equal(getattr(joined, p), getattr(whole, p)) for p in ("mean", "aleatoric", "epistemic", "horizon")
+    )
 
 
 def test_recalibration_finds_the_scale_and_the_floor() -> None:

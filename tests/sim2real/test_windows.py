@@ -144,6 +144,12 @@ def test_a_stride_of_whole_samples_is_met_exactly() -> None:
     np.testing.assert_array_equal(starts, np.arange(0, 301, 5))
 
 
+def test_a_start_whose_window_would_not_be_whole_gives_way_to_the_one_before() -> None:
+    episode = recorded(0.007 * np.arange(101))  # lasts 0.7 s; 0.203 s is nearer to 0.2 s, but 0.497 s are left there
+    starts = regular_starts(episode, stride=0.05, length=0.5)
+    np.testing.assert_allclose(episode.observed_at[starts], [0.0, 0.049, 0.098, 0.147, 0.196])
+
+
 def test_excluded_stretches_are_kept_out() -> None:
     episode = recorded(0.01 * np.arange(401), excluded=((1.5, 1.6),))
     t = episode.observed_at

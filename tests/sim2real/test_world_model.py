@@ -54,7 +54,14 @@ def _one_thread() -> None:
 
 def random_model(seed: int = 0, **changed: Any) -> EnsembleDynamics:
     """A model of two joints with random normalisers, as if it had been trained."""
-    settings = {"wraps": (True, False), "actions": 2, "timestep": DT, "history": 3, "members": 4, "hidden": (7, 5)}
+    settings: dict[str, Any] = {
+        "wraps": (True, False),
+        "actions": 2,
+        "timestep": DT,
+        "history": 3,
+        "members": 4,
+        "hidden": (7, 5),
+    }
     model = EnsembleDynamics(EnsembleConfig(**(settings | changed)), seed)
     generator = torch.Generator().manual_seed(seed + 1)
     for buffer in (model.feature_mean, model.target_scale, model.feature_scale):
@@ -125,12 +132,12 @@ def test_positions_come_from_velocities() -> None:
 def test_whole_turns_change_nothing_but_the_turn() -> None:
     model = random_model()
     state, commands = np.random.default_rng(0).normal(size=(5, 4)), np.random.default_rng(1).normal(size=(5, 9, 2))
-    turned = state + [2 * np.pi, 0, 0, 0]
+    turned = state + np.array([2 * np.pi, 0, 0, 0])
     here, there = (model.predict(Estimate(s, commands[:, :2]), commands[:, 2:]) for s in (state, turned))
     torch.testing.assert_close(there.mean[..., 0], here.mean[..., 0] + 2 * np.pi, atol=1e-4, rtol=0)
     torch.testing.assert_close(there.mean[..., 1:], here.mean[..., 1:], atol=1e-4, rtol=0)
     torch.testing.assert_close(there.variance, here.variance, rtol=1e-3, atol=1e-6)
-    shifted = state + [0, 2 * np.pi, 0, 0]  # the other joint does not turn round
+    shifted = state + np.array([0, 2 * np.pi, 0, 0])  # the other joint does not turn round
     elsewhere = model.predict(Estimate(shifted, commands[:, :2]), commands[:, 2:])
     assert (elsewhere.mean[..., 2] - here.mean[..., 2]).abs().max() > 1e-3
 
@@ -187,9 +194,7 @@ def test_the_noise_of_a_system_is_learned_as_aleatoric() -> None:
     fit(model, spring_data(rng, 800, noise=sigma, steps=4), step_iterations=400, rollout_iterations=0, rate=0.01)
     states, commands = rng.normal(size=(30, 2)), rng.normal(size=(30, 2 + steps, 1))
     found = model.predict(Estimate(states, commands[:, :2]), commands[:, 2:], particles=64)
-    runs = np.stack(
-        [spring(states, commands[:, 2:, 0], rng.normal(0, sigma, (30, steps)))[:, 1:] for _ in range(400)]
-    )
+    runs = np.stack([spring(states, commands[:, 2:, 0], rng.normal(0, sigma, (30, steps)))[:, 1:] for _ in range(400)])
     expected = runs.var(0).mean(0)  # (steps, 2)
     np.testing.assert_allclose(found.aleatoric.mean(0)[:, 1], expected[:, 1], rtol=0.4)
     np.testing.assert_allclose(found.aleatoric.mean(0)[:, 0], expected[:, 0], rtol=0.4)
@@ -295,9 +300,7 @@ def cut(name: str) -> Any:
         (lambda folder: (folder / "config.json").unlink(), r"expected config\.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"no model in .*expected model\.safetensors"),
     ],
-    ids=[
-        "version", "no version", "no key", "size", "type", "config cut", "weights cut", "list", "no config", "no weights",
-    ],
+    ids=["version", "no version", "no key", "size", "type", "config cut", "cut", "list", "no config", "no weights"],
 )
 def test_a_damaged_model_is_one_error(tmp_path: Path, damage: Any, said: str) -> None:
     random_model().save(tmp_path)
@@ -346,7 +349,7 @@ def test_each_member_is_given_the_motion_of_its_own_draw(rail: RobotModel, delay
 
 def recorded(late: int = 0, name: str = "log", **changed: Any) -> Episode:
     """A mass pushed for one model step at 1.0 s, the push acting `late` steps later; 100 readings a second."""
-    t = 0.01 * np.arange(401)
+    t: Array = 0.01 * np.arange(401, dtype=np.float64)
     force = np.where((t[:-1] >= 1.0 - 1e-9) & (t[:-1] < 1.0 + DT - 1e-9), 2.0, 0.0)
     acting = np.concatenate([np.zeros(round(late * DT / 0.01)), force])[: len(force)]
     velocity = np.concatenate([[0.0], np.cumsum(0.01 * acting)])
