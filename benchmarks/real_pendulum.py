@@ -75,7 +75,9 @@ def main() -> None:
         for recording, predictors in metrics["scores"][split].items():
             extra = {"mass doubled by hand": by_hand[recording]} if split == "shift" else {}
             print(f"\n{split} {recording} ({next(iter(predictors.values()))['windows']} windows)")
-            print(f"  {'predictor':22s} {'mean NRMSE':>10s} {'RMSE 0.1, 0.2, 0.5, 1.0 s [rad]':>36s} {'90 % covers':>24s}")
+            print(
+                f"  {'predictor':22s} {'mean NRMSE':>10s} {'RMSE 0.1, 0.2, 0.5, 1.0 s [rad]':>36s} {'90 % covers':>24s}"
+            )
             for name, s in {**predictors, **extra}.items():
                 rmse = " ".join(f"{s[h]['rmse']['hinge']:8.4f}" for h in ("0.1", "0.2", "0.5", "1"))
                 low, high = s["coverage90_interval"]

@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     rows = []
-    print(f"{'seed':>4s} {'fallback':>9s} {'before':>9s} {'after':>9s} {'oracle':>9s} {'recovered':>10s} {'job [s]':>8s}")
+    names = ("fallback", "before", "after", "oracle")
+    print(f"{'seed':>4s} {' '.join(f'{n:>9s}' for n in names)} {'recovered':>10s} {'job [s]':>8s}")
     for seed in range(1 if options.quick else 3):
         with tempfile.TemporaryDirectory() as folder:
             directory = run(load_recipe(ROOT / "recipes" / "pendulum.yaml", [f"seed={seed}"]), Path(folder))
@@ -34,7 +35,7 @@ def main() -> None:
         r = metrics["closed_loop"]
         share = (r["after"] - r["fallback"]) / (r["oracle"] - r["fallback"])
         seconds = sum(metrics["seconds"].values())
-        values = " ".join(f"{r[k]:9.3f}" for k in ("fallback", "before", "after", "oracle"))
+        values = " ".join(f"{r[k]:9.3f}" for k in names)
         print(f"{seed:4d} {values} {share:10.3f} {seconds:8.0f}", flush=True)
         rows.append({"seed": seed, **r, "recovered": share, "seconds": seconds})
     if options.json:

@@ -62,9 +62,8 @@ def main() -> None:
     }
     print(f"\n{'parameter':34s} {'inside 90 %':>12s} {'median error':>14s} {'median width':>14s}")
     for name, r in result.items():
-        print(
-            f"{name:34s} {r['inside']:>6d} of {r['of']:<3d} {r['median_error']:>14.3g} {r['median_width90']:>14.3g} {r['unit']}"
-        )
+        count = f"{r['inside']} of {r['of']}"
+        print(f"{name:34s} {count:>12s} {r['median_error']:>14.3g} {r['median_width90']:>14.3g} {r['unit']}")
     print(f"seconds an identification (median): {np.median(seconds):.1f}")
     if options.json:
         options.json.write_text(json.dumps({"parameters": result, "seconds": float(np.median(seconds))}, indent=1))

@@ -111,8 +111,9 @@ class Posterior(ParameterSet):
             for i, p in enumerate(self)
         }
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Write `posterior.json` into a directory, which is made."""
+        directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         document = {
             "format_version": FORMAT_VERSION,
@@ -126,13 +127,13 @@ class Posterior(ParameterSet):
         (directory / "posterior.json").write_text(json.dumps(document, indent=1, ensure_ascii=False))
 
     @classmethod
-    def load(cls, directory: Path) -> Posterior:
+    def load(cls, directory: str | Path) -> Posterior:
         """Read what `save` wrote.
 
         Raises:
             ModelError: there is no posterior, or one of another format.
         """
-        path = directory / "posterior.json"
+        path = Path(directory) / "posterior.json"
         try:
             document = json.loads(path.read_text())
         except FileNotFoundError:

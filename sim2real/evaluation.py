@@ -77,7 +77,6 @@ class Questions:
         ends = np.stack([_nearest(t, t[starts] + h, starts) for h in HORIZONS], 1)
         return cls(episode, starts, t[ends] - t[starts][:, None], q[starts], q[ends])
 
-
     def blocks(self) -> NDArray[np.int_]:
         """Return the one-second block of the recording that each window starts in: (W,), numbered from 0."""
         t = self.episode.observed_at[self.starts]
@@ -213,9 +212,7 @@ def gaussian_crps(error: Array, variance: Array) -> Array:
     """Return the continuous ranked probability score of a normal prediction (Gneiting & Raftery 2007, eq. 21)."""
     sigma = np.sqrt(variance)
     z = error / sigma
-    return np.asarray(
-        sigma * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi)), float
-    )
+    return np.asarray(sigma * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi)), float)
 
 
 def score(

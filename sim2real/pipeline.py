@@ -77,20 +77,20 @@ def run(
     if again and all(directory.finished(name) for name in work):
         directory.clear()
     directory.belongs_to(setup.recordings.fingerprint())
-    _Run(directory, setup, watch).to(until)
+    StagedRun(directory, setup, watch).to(until)
     return directory.path
 
 
 def set_threads() -> None:
     """Keep torch on one thread; MuJoCo steps on all of them.
 
-    The networks are small: a second thread gains little on an idle machine, and on a busy one each product waits for the
-    slower of the two, which made training forty times slower.
+    The networks are small: a second thread gains little on an idle machine, and on a busy one each product waits for
+    the slower of the two, which made training forty times slower.
     """
     torch.set_num_threads(1)
 
 
-class _Run:
+class StagedRun:
     """The stages of one run. Each reads what it needs from the directory, so that resuming changes nothing."""
 
     def __init__(self, directory: RunDirectory, setup: Setup, watch: Watcher) -> None:
@@ -154,9 +154,7 @@ class _Run:
 
     def finetune(self) -> dict[str, Any]:
         observation, _ = self.observation()
-        found = stages.finetune_stage(
-            self.setup, self.model("pretrained"), self.posterior, observation, self.watch.say
-        )
+        found = stages.finetune_stage(self.setup, self.model("pretrained"), self.posterior, observation, self.watch.say)
         found.model.save(self.path / "model" / "finetuned")
         return {"accepted": found.accepted, "reason": found.reason, "crps": found.crps}
 

@@ -61,9 +61,7 @@ def choose_observer(setup: Setup, values: Mapping[str, float]) -> tuple[Observat
     for bandwidth in setup.recipe.observer.bandwidths:
         observation = Observation(setup.recipe.observer.span, bandwidth)
         predictor = simulator_predictor(setup, values, {}, observation)
-        rows = [
-            score(predictor(q), q, setup.plant.model.joint_names, setup.rng("observer")) for q in validation(setup)
-        ]
+        rows = [score(predictor(q), q, setup.plant.model.joint_names, setup.rng("observer")) for q in validation(setup)]
         errors[f"{bandwidth:g}"] = mean_scores(rows, "mean_nrmse")
     best = min(errors, key=lambda b: errors[b])
     return Observation(setup.recipe.observer.span, float(best)), errors

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim2real.errors import LogError, require
-from sim2real.pipeline import Watcher, _Run, set_threads
+from sim2real.pipeline import StagedRun, Watcher, set_threads
 from sim2real.preparation import Setup, prepare
 from sim2real.recipe import Recipe, read_value, with_overrides
 from sim2real.run_directory import RunDirectory, read_json, write_json
@@ -132,7 +132,7 @@ def rung_scores(runs: Path, recipe: Recipe, shares: Sequence[float]) -> Iterator
             setup = whole if share == 1 else _shortened(whole, share)
             directory.belongs_to(setup.recordings.fingerprint())
             (directory.path / "recipe.yaml").write_text(setup.recipe.to_yaml())
-            run = _Run(directory, setup, Watcher())
+            run = StagedRun(directory, setup, Watcher())
             try:
                 run.to(until)
             except LogError:

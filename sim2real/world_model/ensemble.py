@@ -202,15 +202,16 @@ class EnsembleDynamics(nn.Module):
         """Return a copy of the trainable weights: what fine-tuning is anchored to."""
         return [p.detach().clone() for p in self.dynamics.parameters()]
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a directory, which is made."""
+        directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, directory / "model.safetensors")
         document = {"format_version": FORMAT_VERSION, "class": "EnsembleDynamics", **asdict(self.config)}
         (directory / "config.json").write_text(json.dumps(document, indent=1))
 
     @classmethod
-    def load(cls, directory: Path) -> EnsembleDynamics:
+    def load(cls, directory: str | Path) -> EnsembleDynamics:
         """Read what `save` wrote.
 
         Raises:
@@ -219,6 +220,7 @@ class EnsembleDynamics(nn.Module):
         for name in ("config.json", "model.safetensors"):
             if not (directory / name).is_file():
                 raise ModelError(f"no model in {directory}: expected {name}")
+        directory = Path(directory)
         try:
             document = json.loads((directory / "config.json").read_text())
             tensors = load_file(directory / "model.safetensors")

@@ -54,7 +54,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_run_writes_everything(finished: tuple[Path, str]) -> None:
     output, printed = finished
     (run,) = output.iterdir()
-    for name in ("recipe.yaml", "metrics.json", "report.html", "posterior/posterior.json", "model/finetuned/config.json"):
+    artifacts = (
+        "recipe.yaml",
+        "metrics.json",
+        "report.html",
+        "posterior/posterior.json",
+        "model/finetuned/config.json",
+    )
+    for name in artifacts:
         assert (run / name).is_file(), name
     assert "report:" in printed
     assert "Traceback" not in printed
@@ -196,7 +203,8 @@ def test_bad_logs(change: Any, recipe: str, status: int, said: list[str], tmp_pa
 def test_usage(tmp_path: Path) -> None:
     assert sim2real(cwd=tmp_path).returncode == 2
     assert sim2real("--help", cwd=tmp_path).returncode == 0
-    for verb in ("run", "identify", "finetune", "evaluate", "control", "sweep", "report", "logs", "parameters", "doctor"):
+    verbs = ("run", "identify", "finetune", "evaluate", "control", "sweep", "report", "logs", "parameters", "doctor")
+    for verb in verbs:
         done = sim2real(verb, "--help", cwd=tmp_path)
         assert done.returncode == 0
         assert "usage: sim2real" in done.stdout
