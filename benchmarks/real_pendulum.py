@@ -2,9 +2,10 @@
 
     python benchmarks/real_pendulum.py [LOGS] [--quick] [--json FILE]
 
-LOGS (by default ../shared/data/pendulum, beside the checkout) is the folder with the published `<run>_measured.csv` and `<run>_desired.csv`. Beside the predictors of the run, one
-more is scored on the changed robot: the simulator identified before the change with its mass, so both its inertia and its
-gravity torque, doubled by hand. Every scoring of a test recording is appended to benchmarks/test_ledger.jsonl.
+LOGS (by default ../shared/data/pendulum, beside the checkout) is the folder with the published `<run>_measured.csv` and
+`<run>_desired.csv`. Beside the predictors of the run, one more is scored on the changed robot: the simulator identified
+before the change with its mass, so both its inertia and its gravity torque, doubled by hand. Every scoring of a test
+recording is appended to benchmarks/test_ledger.jsonl.
 `--quick` identifies and scores the simulator only.
 """
 
