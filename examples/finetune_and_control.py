@@ -1,4 +1,4 @@
-"""Pre-train a world model on an identified pendulum, fine-tune it on the robot's log, and swing the robot up with it."""
+"""Pre-train a world model on an identified pendulum, fine-tune it on the robot's log, swing the robot up with it."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from sim2real.randomization import ParameterSet, RobotModel
 from sim2real.twin import Twin, excite
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Excitation, fit, from_episodes, simulate
 
-# The model knows of a delay, but not of what the motor cannot do: identification is led astray by it, and what remains is
+# The model knows of a delay, but not of what the motor cannot do: identification is led astray by that, and the rest is
 # for fine-tuning to learn.
 TRUTH = {"dynamics.payload.mass": 0.83, "execution.latency.delay": 0.03, "execution.torque_limit.limit": 1.5}
 PRIOR = {"dynamics.payload.mass": "*U(0.4, 3)", "execution.latency.delay": "=U(0, 0.08) s"}

@@ -22,7 +22,9 @@ def main() -> None:
     print(f"recorded {log.duration:g} s, {len(log) + 1} readings of {log.channels.observations[0][0]}")
 
     prior = ParameterSet.parse(PRIOR, plant.units())
-    posterior = identify(plant, [log], prior, channels=["position"], tries=8, rng=np.random.default_rng(1), progress=print)
+    posterior = identify(
+        plant, [log], prior, channels=["position"], tries=8, rng=np.random.default_rng(1), progress=print
+    )
 
     print(f"\n{'parameter':26} {'prior':>12} {'estimate':>10} {'90 % interval':>20} {'truth':>8}")
     for name in posterior.names:

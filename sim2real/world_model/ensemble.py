@@ -217,10 +217,10 @@ class EnsembleDynamics(nn.Module):
         Raises:
             ModelError: files are missing, damaged or of another format.
         """
+        directory = Path(directory)
         for name in ("config.json", "model.safetensors"):
             if not (directory / name).is_file():
                 raise ModelError(f"no model in {directory}: expected {name}")
-        directory = Path(directory)
         try:
             document = json.loads((directory / "config.json").read_text())
             tensors = load_file(directory / "model.safetensors")

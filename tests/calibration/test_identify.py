@@ -36,9 +36,9 @@ RAIL = """
 </mujoco>
 """
 MASS, GEAR, GRAVITY = 2.0, "dynamics.drive.gear", "dynamics.world.gravity"
-# A power of two, so that samples, substeps and windows of 32 samples fall on one another exactly.
-DT = 1 / 64
-SAMPLES = 32
+# A power of two, so that samples, substeps and windows of 16 samples fall on one another exactly.
+DT = 1 / 32
+SAMPLES = 16
 CHANNELS = Channels((("position", "m"),), (("force", "N"),))
 LINEAR: dict[str, Any] = {
     "channels": ["position"],
@@ -72,9 +72,9 @@ def moved(acceleration: Array) -> Array:
 def recording(
     rng: np.random.Generator, seconds: float, gear: float = 1.3, gravity: float = 0.1, noise: Array | float = 0.0
 ) -> Episode:
-    """What the weight does under forces that change every quarter of a second; `noise` as (T + 1,) or a deviation."""
+    """What the weight does under forces that change every eighth of a second; `noise` as (T + 1,) or a deviation."""
     steps = round(seconds / DT)
-    force = np.repeat(rng.normal(size=(steps // 16 + 1, 1)), 16, 0)[:steps]
+    force = np.repeat(rng.normal(size=(steps // 4 + 1, 1)), 4, 0)[:steps]
     position = moved(gear * force / MASS - gravity)
     error = rng.normal(0, noise, steps + 1) if np.isscalar(noise) else np.asarray(noise)
     t = DT * np.arange(steps + 1)
@@ -118,7 +118,7 @@ def test_estimate_and_spread_are_those_of_least_squares(plant: Plant) -> None:
 def test_a_normal_prior_pulls_by_its_precision(plant: Plant) -> None:
     episode = recording(np.random.default_rng(2), seconds=20, gravity=0.2, noise=0.01)
     estimate, inverse = least_squares(episode)
-    width = 0.01 * np.sqrt(np.diag(inverse))  # as sure as the data are
+    width = 0.5 * 0.01 * np.sqrt(np.diag(inverse))  # twice as sure as the data are
     center = estimate + width * [1.0, -1.0]
     prior = ParameterSet.parse({GEAR: f"=N({center[0]}, {width[0]})", GRAVITY: f"=N({center[1]}, {width[1]}) m/s²"})
     posterior = identify(plant, [episode], prior, **LINEAR, samples=2000, rng=np.random.default_rng(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sim2real.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PENDULUM = ROOT / "recipes" / "pendulum.yaml"
@@ -29,6 +32,17 @@ SMALL = [
 def sim2real(*arguments: object, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sim2real.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def called(*arguments: object, cwd: Path, capsys: pytest.CaptureFixture[str]) -> subprocess.CompletedProcess[str]:
+    """Run the command line within this process, which spares the imports; as `sim2real` otherwise."""
+    with contextlib.chdir(cwd):
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 1
+    out, err = capsys.readouterr()
+    return subprocess.CompletedProcess([], status, out, err)
 
 
 def metrics(output: Path) -> dict[str, Any]:
@@ -139,27 +153,37 @@ def _refused(done: subprocess.CompletedProcess[str], status: int, *said: str) ->
         assert words in done.stderr
 
 
-def test_unknown_key(tmp_path: Path) -> None:
-    _refused(sim2real("run", PENDULUM, "identify.windw=0.4", cwd=tmp_path), 2, "identify.windw", "did you mean window?")
+def test_unknown_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _refused(
+        called("run", PENDULUM, "identify.windw=0.4", cwd=tmp_path, capsys=capsys),
+        2,
+        "identify.windw",
+        "did you mean window?",
+    )
 
 
-def test_unknown_parameter(tmp_path: Path) -> None:
+def test_unknown_parameter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     override = "parameters={dynamics.payload.masss: '*U(0.5, 2)'}"
-    _refused(sim2real("run", PENDULUM, override, cwd=tmp_path), 1, "dynamics.payload.masss", "dynamics.payload.mass")
+    _refused(
+        called("run", PENDULUM, override, cwd=tmp_path, capsys=capsys),
+        1,
+        "dynamics.payload.masss",
+        "dynamics.payload.mass",
+    )
 
 
-def test_missing_recipe(tmp_path: Path) -> None:
-    _refused(sim2real("run", tmp_path / "nothing.yaml", cwd=tmp_path), 2, "nothing.yaml")
+def test_missing_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _refused(called("run", tmp_path / "nothing.yaml", cwd=tmp_path, capsys=capsys), 2, "nothing.yaml")
 
 
-def test_robot_that_does_not_parse(tmp_path: Path) -> None:
+def test_robot_that_does_not_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     robot = tmp_path / "robot.xml"
     robot.write_text("<mujoco><worldbody><body></mujoco>")
-    _refused(sim2real("run", PENDULUM, f"robot={robot}", cwd=tmp_path), 1, "robot.xml", "does not parse")
+    _refused(called("run", PENDULUM, f"robot={robot}", cwd=tmp_path, capsys=capsys), 1, "robot.xml", "does not parse")
 
 
-def test_missing_robot(tmp_path: Path) -> None:
-    _refused(sim2real("run", PENDULUM, "robot=pendulm", cwd=tmp_path), 1, "pendulm", "pendulum")
+def test_missing_robot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _refused(called("run", PENDULUM, "robot=pendulm", cwd=tmp_path, capsys=capsys), 1, "pendulm", "pendulum")
 
 
 RECIPE = """
@@ -191,29 +215,31 @@ ROWS = "t,q,u\n" + "".join(f"{0.01 * k:.2f},{0.001 * k:.4f},0.5\n" for k in rang
     ],
     ids=["missing column", "wrong unit", "clock goes back", "clock is NaN", "empty file", "missing recording"],
 )
-def test_bad_logs(change: Any, recipe: str, status: int, said: list[str], tmp_path: Path) -> None:
+def test_bad_logs(
+    change: Any, recipe: str, status: int, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "a.csv").write_text(change(ROWS))
     (tmp_path / "recipe.yaml").write_text(recipe)
-    done = sim2real("identify", "recipe.yaml", cwd=tmp_path)
+    done = called("identify", "recipe.yaml", cwd=tmp_path, capsys=capsys)
     _refused(done, status, *said)
     assert list(tmp_path.glob("runs/from_logs-*/recipe.yaml")), "the run directory is kept"
 
 
-def test_usage(tmp_path: Path) -> None:
-    assert sim2real(cwd=tmp_path).returncode == 2
-    assert sim2real("--help", cwd=tmp_path).returncode == 0
+def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(cwd=tmp_path, capsys=capsys).returncode == 2
+    assert called("--help", cwd=tmp_path, capsys=capsys).returncode == 0
     verbs = ("run", "identify", "finetune", "evaluate", "control", "sweep", "report", "logs", "parameters", "doctor")
     for verb in verbs:
-        done = sim2real(verb, "--help", cwd=tmp_path)
+        done = called(verb, "--help", cwd=tmp_path, capsys=capsys)
         assert done.returncode == 0
         assert "usage: sim2real" in done.stdout
 
 
-def test_doctor_and_parameters(tmp_path: Path) -> None:
-    done = sim2real("doctor", cwd=tmp_path)
+def test_doctor_and_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = called("doctor", cwd=tmp_path, capsys=capsys)
     assert done.returncode == 0
     assert "torch" in done.stdout
-    listed = sim2real("parameters", "pendulum", cwd=tmp_path)
+    listed = called("parameters", "pendulum", cwd=tmp_path, capsys=capsys)
     assert "dynamics.payload.mass" in listed.stdout
     assert "kg" in listed.stdout

@@ -265,7 +265,7 @@ def test_a_saved_model_predicts_the_same(tmp_path: Path) -> None:
     model.start_covariance.copy_(0.01 * torch.eye(4))
     model.save(tmp_path / "model")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
-    again = EnsembleDynamics.load(tmp_path / "model")
+    again = EnsembleDynamics.load(str(tmp_path / "model"))
     assert again.config == model.config
     estimate, actions = Estimate(np.ones((3, 4)), np.ones((3, 2, 2))), np.ones((3, 6, 2))
     before, after = (m.predict(estimate, actions) for m in (model, again))
