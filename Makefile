@@ -16,7 +16,7 @@ demo: .venv/.installed
 # One thread a worker: two workers with a pool of threads each would fight over the cores.
 test: .venv/.installed
 	SIM2REAL_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-		.venv/bin/pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
+		.venv/bin/pytest -n $(WORKERS) --dist loadfile --durations=12 --cov --cov-report=term:skip-covered
 
 bench: .venv/.installed
 	@failed=; for script in $(BENCHMARKS); do \
