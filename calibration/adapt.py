@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sim2real.calibration.identify import identify
-from sim2real.calibration.posterior import Posterior
+from sim2real.calibration.posterior import Posterior, shrunk_precision
 from sim2real.episodes import Array, Episode
 from sim2real.plant import Plant
 from sim2real.randomization import ParameterSet
@@ -64,10 +64,7 @@ class _Freed(ParameterSet):
         full = np.zeros((len(posterior), len(posterior)))
         if kept:
             # what is known of the others must not depend on the value that the freed one had
-            marginal = posterior.covariance[np.ix_(kept, kept)]
-            deviation = np.maximum(np.sqrt(np.diag(marginal)), 1e-12)
-            correlation = 0.95 * marginal / np.outer(deviation, deviation) + 0.05 * np.eye(len(kept))
-            full[np.ix_(kept, kept)] = np.linalg.inv(correlation) / np.outer(deviation, deviation)
+            full[np.ix_(kept, kept)] = shrunk_precision(posterior.covariance[np.ix_(kept, kept)])
         self._precision = full
 
     @property

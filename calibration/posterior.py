@@ -81,11 +81,7 @@ class Posterior(ParameterSet):
 
     def precision(self) -> Array:
         """(P, P) inverse covariance: this posterior as the normal prior of the next identification."""
-        scale = np.maximum(self.samples.std(0, ddof=1), 1e-12)
-        correlation = self.covariance / np.outer(scale, scale)
-        # shrunk a little, so that a finite sample of nearly collinear parameters is not read as certainty
-        shrunk = 0.95 * correlation + 0.05 * np.eye(len(scale))
-        return np.linalg.inv(shrunk) / np.outer(scale, scale)
+        return shrunk_precision(self.covariance)
 
     def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
         """Return the central interval of one parameter at the given probability."""
@@ -157,6 +153,16 @@ class Posterior(ParameterSet):
             raise ModelError(f"{path} is damaged: it has no {error}; identify again") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise ModelError(f"{path} is damaged: {error}; identify again") from None
+
+
+def shrunk_precision(covariance: Array) -> Array:
+    """Invert a covariance (P, P) whose correlations are shrunk by 5 % first.
+
+    So a finite sample of nearly collinear parameters is not read as certainty.
+    """
+    scale = np.maximum(np.sqrt(np.diag(covariance)), 1e-12)
+    correlation = 0.95 * covariance / np.outer(scale, scale) + 0.05 * np.eye(len(scale))
+    return np.asarray(np.linalg.inv(correlation) / np.outer(scale, scale))
 
 
 def block_labels(blocks: NDArray[np.int_]) -> list[NDArray[np.int_]]:
