@@ -84,8 +84,8 @@ def run(
 def set_threads() -> None:
     """Keep torch on one thread; MuJoCo steps on all of them.
 
-    The networks are small: a second thread gains little on an idle machine, and on a busy one each product waits for
-    the slower of the two, which made training forty times slower.
+    The networks are small: a second thread gains about a quarter on an idle machine, and on a busy one each product
+    waits for the slower of the two, which made training forty times slower.
     """
     torch.set_num_threads(1)
 
