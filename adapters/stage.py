@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -112,7 +112,3 @@ class Stage(ABC):
             context.xp.where(context.xp.reshape(mask, (n,) + (1,) * (new.ndim - 1)), new, old)
             for new, old in zip(rest, state, strict=True)
         )
-
-    def settings(self) -> dict[str, object]:
-        """Return the arguments that are not parameters."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.FIELDS}

@@ -171,7 +171,7 @@ class _Progress:
 
     def trial(self, trials: Sequence[Any], trial: Any) -> None:
         self.ended |= {t.trial_id for t in trials if t.is_finished()} | {trial.trial_id}
-        # Trial.get_pickled_error looks where the file has not been copied yet
+        # Ray's own error file of a trial of this sweep; Trial.get_pickled_error looks where it has not been copied yet
         file = trial.pickled_error_file
         error = ray.cloudpickle.loads(Path(file).read_bytes()) if file else trial.get_error()
         row = Row.of(self.space, trial.config, trial.last_result, error)

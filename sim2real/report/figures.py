@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,22 +110,7 @@ def glance(rows: Rows) -> go.Figure:
 
 def error_by_horizon(predictors: Mapping[str, Any]) -> go.Figure:
     """Draw the RMSE of each predictor of one recording against the horizon."""
-    traces, ticks = [], []
-    for name, scores in predictors.items():
-        ticks = horizons(scores)
-        traces.append(
-            go.Scatter(
-                x=[float(h) for h in ticks],
-                y=[rmse(scores, h) for h in ticks],
-                mode="lines+markers",
-                name=name,
-                line={"color": look(name).colour, "width": 2},
-                marker=_marker(name),
-                hovertemplate=f"{figure_text(look(name).label)}<br>%{{x}} s: %{{y:.3g}} rad<extra></extra>",
-            )
-        )
-    x = axis("horizon [s]", type="log", tickvals=[float(h) for h in ticks], ticktext=ticks)
-    return draw(traces, x, axis("RMSE [rad]", type="log", dtick=1, tickformat="~g"))
+    return _against_horizon(predictors, rmse, "RMSE [rad]", "rad")
 
 
 def calibration(predictors: Mapping[str, Any]) -> go.Figure:
@@ -159,22 +144,33 @@ def calibration(predictors: Mapping[str, Any]) -> go.Figure:
 
 def sharpness(predictors: Mapping[str, Any]) -> go.Figure:
     """Draw the width of the 90 % intervals against the horizon."""
+
+    def width(scores: Any, horizon: str) -> float:
+        return float(scores[horizon]["width90"])
+
+    return _against_horizon(predictors, width, "width of 90 % interval [rad]", "rad wide")
+
+
+def _against_horizon(
+    predictors: Mapping[str, Any], value: Callable[[Any, str], float], title: str, unit: str
+) -> go.Figure:
+    """Draw `value(scores, horizon)` of each predictor against the horizon, both axes logarithmic."""
     traces, ticks = [], []
     for name, scores in predictors.items():
         ticks = horizons(scores)
         traces.append(
             go.Scatter(
                 x=[float(h) for h in ticks],
-                y=[scores[h]["width90"] for h in ticks],
+                y=[value(scores, h) for h in ticks],
                 mode="lines+markers",
                 name=name,
                 line={"color": look(name).colour, "width": 2},
                 marker=_marker(name),
-                hovertemplate=f"{figure_text(look(name).label)}<br>%{{x}} s: %{{y:.3g}} rad wide<extra></extra>",
+                hovertemplate=f"{figure_text(look(name).label)}<br>%{{x}} s: %{{y:.3g}} {unit}<extra></extra>",
             )
         )
     x = axis("horizon [s]", type="log", tickvals=[float(h) for h in ticks], ticktext=ticks)
-    return draw(traces, x, axis("width of 90 % interval [rad]", type="log", dtick=1, tickformat="~g"))
+    return draw(traces, x, axis(title, type="log", dtick=1, tickformat="~g"))
 
 
 def stage_seconds(seconds: Mapping[str, float]) -> Panel:
