@@ -157,6 +157,10 @@ class BoundChain:
         copies = {k: self._xp.asarray(v, copy=True) for k, v in self._values.items()}
         return {k: v[:, 0] if v.shape[1] == 1 else v for k, v in copies.items()}
 
+    def restore(self, mask: NDArray[np.bool_] | None = None) -> None:
+        """Put all parameters back to their nominal values, in the rows that `mask` (n,) selects."""
+        self.write({name: self._full(value)[:, 0] for name, value in self.nominal().items()}, mask)
+
     def reset(self, mask: NDArray[np.bool_] | None = None) -> None:
         """Put the rows that `mask` (n,) selects back to rest, all by default."""
         if mask is None:

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from sim2real.errors import ModelError
-from sim2real.randomization import Fixed, Parameter, ParameterSet, TruncatedNormal
-from sim2real.randomization.parameters import Array, Values
+from sim2real.randomization import Fixed, JointEmpirical, Parameter, ParameterSet, TruncatedNormal
+from sim2real.randomization.parameters import Array
 
 FORMAT_VERSION = 1
 
 
-class Posterior(ParameterSet):
-    """A `ParameterSet` whose parameters are correlated: samples of their values, in SI units.
+class Posterior(JointEmpirical):
+    """A `JointEmpirical` with what it was found from: the prior, the best values, the noise, the evidence.
 
     Args:
         prior: the parameters with the distributions that they had, as distributions of the values themselves.
@@ -41,7 +40,7 @@ class Posterior(ParameterSet):
             raise ModelError(f"a posterior of {len(prior)} parameters needs finite samples (S, {len(prior)})")
         if best.shape != (len(prior),) or not np.isfinite(best).all():
             raise ModelError(f"a posterior of {len(prior)} parameters needs as many finite values, found {best}")
-        self.prior, self.best, self.samples, self.noise = prior, best, samples, noise
+        self.prior, self.best, self.noise = prior, best, noise
         self.evidence = dict(evidence or {})
         low, high = prior.bounds
         marginals = []
@@ -52,28 +51,12 @@ class Posterior(ParameterSet):
                 marginals.append(Parameter(name=p.name, unit=p.unit, distribution=distribution))
             else:
                 marginals.append(Parameter(name=p.name, unit=p.unit, distribution=Fixed(float(best[i]))))
-        super().__init__(tuple(marginals))
+        super().__init__(tuple(marginals), samples)
 
     @property
     def values(self) -> dict[str, float]:
         """The most probable values: name -> number."""
         return {name: float(v) for name, v in zip(self.names, self.best, strict=True)}
-
-    @property
-    def covariance(self) -> Array:
-        """(P, P)."""
-        return np.atleast_2d(np.cov(self.samples.T))
-
-    def sample(self, rng: np.random.Generator, n: int) -> dict[str, Array]:
-        """Draw `n` joint values: the samples in random order, as often as needed."""
-        rows = np.concatenate([rng.permutation(len(self.samples)) for _ in range(-(-n // len(self.samples)))])[:n]
-        return {name: self.samples[rows, i] for i, name in enumerate(self.names)}
-
-    def log_prob(self, values: Values) -> Array:
-        """Return the log density of the joint normal with the samples' mean and covariance: (n,)."""
-        x = np.stack([values[name] for name in self.names], -1)
-        normal = stats.multivariate_normal(self.samples.mean(0), self.covariance, allow_singular=True)
-        return np.atleast_1d(normal.logpdf(x))
 
     @property
     def mean(self) -> Array:

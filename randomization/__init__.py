@@ -1,7 +1,9 @@
 """Parameters, their distributions, and the simulators that take them."""
 
 from sim2real.randomization.distributions import (
+    Categorical,
     Distribution,
+    Empirical,
     Fixed,
     LogNormal,
     LogUniform,
@@ -10,14 +12,19 @@ from sim2real.randomization.distributions import (
     Uniform,
     parse_distribution,
 )
+from sim2real.randomization.joint import JointEmpirical, JointNormal
 from sim2real.randomization.mujoco_model import RobotModel
 from sim2real.randomization.mujoco_simulator import MujocoSimulator
 from sim2real.randomization.parameters import Parameter, ParameterSet, ParameterStore
 from sim2real.randomization.simulator import Simulator
 
 __all__ = [
+    "Categorical",
     "Distribution",
+    "Empirical",
     "Fixed",
+    "JointEmpirical",
+    "JointNormal",
     "LogNormal",
     "LogUniform",
     "MujocoSimulator",

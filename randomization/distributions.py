@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
@@ -40,6 +41,10 @@ class Distribution(ABC):
         """Return independent draws of the given shape."""
         return np.asarray(self._frozen.rvs(size=shape, random_state=rng), float)
 
+    def quantile(self, u: ArrayLike) -> Array:
+        """Return the value below which a draw falls with probability `u` in [0, 1), of the shape of `u`."""
+        return np.asarray(self._frozen.ppf(u), float)
+
     def log_prob(self, x: ArrayLike) -> Array:
         """Return the log density at `x`, of the shape of `x`; -inf outside the support."""
         return np.asarray(self._frozen.logpdf(x), float)
@@ -67,6 +72,16 @@ class Distribution(ABC):
     def _frozen(self) -> Any:
         return self.scipy
 
+    @classmethod
+    def of(cls, arguments: Sequence[float]) -> Distribution:
+        """Build one from the arguments of its notation."""
+        names = [f.name for f in fields(cls)]
+        if len(names) != len(arguments):
+            raise ParameterError(
+                f"{cls.symbol} takes {len(names)} numbers ({', '.join(names)}), found {len(arguments)}"
+            )
+        return cls(*arguments)
+
     def __str__(self) -> str:
         return f"{self.symbol}({', '.join(_digits(x) for x in astuple(self))})"
 
@@ -92,6 +107,9 @@ class Fixed(Distribution):
 
     def sample(self, rng: np.random.Generator, shape: int | tuple[int, ...] = ()) -> Array:
         return np.full(shape, self.value)
+
+    def quantile(self, u: ArrayLike) -> Array:
+        return np.full(np.shape(u), self.value)
 
     def log_prob(self, x: ArrayLike) -> Array:
         return np.where(np.asarray(x) == self.value, 0.0, -np.inf)
@@ -225,8 +243,75 @@ class LogNormal(Distribution):
         return LogNormal(scale * self.median, self.sigma)
 
 
+@dataclass(frozen=True)
+class Categorical(Distribution):
+    """One of some numbers, equally likely; a number that is named twice is twice as likely.
+
+    `log_prob` is the log probability of a number, not a density.
+    """
+
+    values: tuple[float, ...]
+    symbol: ClassVar[str] = "Cat"
+
+    def __post_init__(self) -> None:
+        if len(set(self.values)) < 2:
+            raise ParameterError(f"Cat(a, b, ...) needs two different numbers or more, found {self}")
+
+    @classmethod
+    def of(cls, arguments: Sequence[float]) -> Categorical:
+        return cls(tuple(arguments))
+
+    @property
+    def scipy(self) -> Any:
+        values, counts = np.unique(self.values, return_counts=True)
+        return stats.rv_discrete(values=(values, counts / counts.sum()))
+
+    def affine(self, scale: float, shift: float) -> Categorical:
+        return Categorical(tuple(scale * x + shift for x in self.values))
+
+    def log_prob(self, x: ArrayLike) -> Array:
+        return np.asarray(self._frozen.logpmf(x), float)
+
+    def __str__(self) -> str:
+        return f"{self.symbol}({', '.join(_digits(x) for x in self.values)})"
+
+
+@dataclass(frozen=True)
+class Empirical(Distribution):
+    """What samples say of one number: between neighbouring samples, equal probability (`scipy.stats.rv_histogram`).
+
+    For samples of several numbers together see `JointEmpirical`.
+    """
+
+    samples: tuple[float, ...]
+    symbol: ClassVar[str] = "Emp"
+
+    def __post_init__(self) -> None:
+        if len(set(self.samples)) < 2:
+            raise ParameterError(f"Emp(a, b, ...) needs two different samples or more, found {len(self.samples)}")
+
+    @classmethod
+    def of(cls, arguments: Sequence[float]) -> Empirical:
+        return cls(tuple(arguments))
+
+    @property
+    def scipy(self) -> Any:
+        edges, counts = np.unique(self.samples, return_counts=True)
+        # a sample gives half of its probability to each side of it, the first and the last all to one
+        to_left, to_right = counts / 2.0, counts / 2.0
+        to_right[0], to_left[-1] = counts[0], counts[-1]
+        return stats.rv_histogram((to_right[:-1] + to_left[1:], edges), density=False)
+
+    def affine(self, scale: float, shift: float) -> Empirical:
+        return Empirical(tuple(scale * x + shift for x in self.samples))
+
+    def __str__(self) -> str:
+        return f"{self.symbol}({', '.join(_digits(x) for x in self.samples)})"
+
+
 FAMILIES: dict[str, type[Distribution]] = {
-    family.symbol: family for family in (Fixed, Uniform, LogUniform, Normal, TruncatedNormal, LogNormal)
+    family.symbol: family
+    for family in (Fixed, Uniform, LogUniform, Normal, TruncatedNormal, LogNormal, Categorical, Empirical)
 }
 
 
@@ -247,10 +332,7 @@ def parse_distribution(text: str) -> Distribution:
         ) from None
     if symbol not in FAMILIES:
         raise ParameterError(f"no distribution named {symbol!r}{did_you_mean(symbol, FAMILIES)}")
-    if not all(math.isfinite(x) for x in arguments[:2]):  # the bounds of TN need not be
+    # the bounds of TN need not be finite
+    if not all(math.isfinite(x) for x in (arguments[:2] if symbol == TruncatedNormal.symbol else arguments)):
         raise ParameterError(f"{text!r}: every argument must be finite")
-    family = FAMILIES[symbol]
-    names = [f.name for f in fields(family)]
-    if len(names) != len(arguments):
-        raise ParameterError(f"{text!r}: {symbol} takes {len(names)} numbers ({', '.join(names)})")
-    return family(*arguments)
+    return FAMILIES[symbol].of(arguments)

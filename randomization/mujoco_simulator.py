@@ -7,9 +7,10 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.errors import NonFiniteError, ParameterError
+from sim2real.errors import NonFiniteError
 from sim2real.randomization.mujoco_model import RobotModel
-from sim2real.randomization.parameters import Array, Values, check_values
+from sim2real.randomization.mujoco_parameters import BatchModels, MujocoParameters
+from sim2real.randomization.parameters import Array, Values
 
 
 def available_threads() -> int:
@@ -49,7 +50,7 @@ class MujocoSimulator:
         self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
         self._state_spec = int(mujoco.mjtState.mjSTATE_QPOS | mujoco.mjtState.mjSTATE_QVEL)
         self._compiled = compiled
-        self._written: set[str] = set()
+        self._parameters = MujocoParameters(model.fields, BatchModels(self._batch))
 
     @property
     def n(self) -> int:
@@ -64,46 +65,20 @@ class MujocoSimulator:
         return int(self._compiled.nv)
 
     def nominal(self) -> dict[str, float]:
-        return dict(self.model.nominal)
+        return self._parameters.nominal()
 
     def units(self) -> dict[str, str]:
-        return {name: address.unit for name, address in self.model.addresses.items()}
+        return self._parameters.units()
 
     def write(self, values: Values, mask: NDArray[np.bool_] | None = None) -> None:
         """Write values (name -> (n,)), let inertias follow masses, recompute derived constants, and read back."""
-        check_values(values, self.model.addresses, self.n)
-        rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
-        values = {name: np.asarray(value, float) for name, value in values.items()}
-        for name, value in values.items():  # all are checked before the first is written
-            address, nominal = self.model.address(name), self.model.nominal[name]
-            if name.endswith((".mass", ".armature", ".damping", ".frictionloss")) and (value[rows] < 0).any():
-                raise ParameterError(f"{name}: cannot be negative, found {value[rows].min():g} {address.unit}")
-            if address.follower and nominal <= 0:
-                raise ParameterError(f"{name}: its inertia cannot follow a nominal mass of {nominal:g} kg")
-        for name, value in values.items():
-            address = self.model.address(name)
-            self._batch.expand(address.field)[(rows, *address.index)] = address.sign * value[rows]
-            if address.follower:
-                # always against the nominal row, so that writing twice is writing once
-                row = self.model.nominal_row(address.follower)[address.index]
-                factor = value[rows] / self.model.nominal[name]
-                self._batch.expand(address.follower)[(rows, *address.index)] = row * factor[:, None]
-            self._written.add(name)
-        if values and rows.any():
-            self._batch.set_const(np.flatnonzero(rows).astype(np.int32))
-        in_force = self.read()
-        for name, value in values.items():
-            if not np.array_equal(in_force[name][rows], value[rows]):
-                raise ParameterError(f"{name}: wrote {value[rows][0]:g}, but {in_force[name][rows][0]:g} is in force")
+        self._parameters.write(values, mask)
 
     def read(self) -> dict[str, Array]:
-        out = {name: np.full(self.n, value) for name, value in self.model.nominal.items()}
-        for name in self._written:
-            address = self.model.address(name)
-            field = self._batch.expanded(address.field)
-            assert field is not None
-            out[name] = address.sign * field[(slice(None), *address.index)].astype(float)
-        return out
+        return self._parameters.read()
+
+    def restore(self, mask: NDArray[np.bool_] | None = None) -> None:
+        self._parameters.restore(mask)
 
     def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
         rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
@@ -121,7 +96,7 @@ class MujocoSimulator:
         # MuJoCo puts a plant that diverges back to rest, which looks finite: only its warnings tell
         diverged = np.flatnonzero(self._batch.warning[..., 1].sum(1) > warned)
         if len(diverged):
-            raise NonFiniteError(f"plant {diverged[0]} left the finite numbers{self._written_values(diverged[0])}")
+            raise NonFiniteError(f"plant {diverged[0]} left the finite numbers{self._parameters.describe(diverged[0])}")
         return out
 
     def _require_finite(self, what: str, value: Array) -> None:
@@ -131,11 +106,7 @@ class MujocoSimulator:
         bad = ~(np.abs(value) <= mujoco.mjMAXVAL).reshape(self.n, -1).all(1)
         if bad.any():
             plant = int(bad.argmax())
-            raise NonFiniteError(f"plant {plant} has a {what} that is not finite{self._written_values(plant)}")
-
-    def _written_values(self, plant: int) -> str:
-        values = [f"{k}={v[plant]:g}" for k, v in self.read().items() if k in self._written]
-        return f"; its parameters: {', '.join(values)}" if values else ""
+            raise NonFiniteError(f"plant {plant} has a {what} that is not finite{self._parameters.describe(plant)}")
 
     def effective_inertia(self) -> Array:
         import mujoco

@@ -25,12 +25,14 @@ class Parameter:
     """One number that may differ between simulator and robot.
 
     Attributes:
-        name: `<gap>.<entity>.<field>`, the gap being dynamics, execution or perception.
+        name: `<gap>.<entity>.<field>`, the gap being dynamics, execution or perception. For randomization it may be a
+            pattern: `*` and `?` stand for any characters and any one, commas separate several names, and the name of a
+            vector (`dynamics.floor.friction`) stands for all its components (`dynamics.floor.friction[0]`, ...).
         unit: SI unit of the value that is written ("" for a pure number).
         distribution: of the value (`set`), of the factor on the nominal value (`scale`) or of what is added to it
             (`add`).
         operation: how a draw becomes a value; always against the nominal value, never the current one.
-        shared: whether one draw serves all that a pattern matches.
+        shared: whether one draw serves all that a pattern matches (the default), or each match has its own (`each`).
     """
 
     name: str
@@ -40,15 +42,17 @@ class Parameter:
     shared: bool = True
 
     def __post_init__(self) -> None:
-        if self.name.split(".")[0] not in GAPS or self.name.count(".") < 2:
-            raise ParameterError(
-                f"a parameter is named <gap>.<entity>.<field> with the gap one of {', '.join(GAPS)}; "
-                f"found {self.name!r}"
-            )
+        for part in name_parts(self.name):
+            if part.split(".")[0] not in GAPS or part.count(".") < 2:
+                raise ParameterError(
+                    f"a parameter is named <gap>.<entity>.<field> with the gap one of {', '.join(GAPS)}; found {part!r}"
+                )
 
     @classmethod
     def parse(cls, name: str, text: str, unit: str | None = None) -> Parameter:
-        """Parse the notation `*U(0.8, 1.2)`, `+N(0, 0.01)`, `=LogU(1e-3, 1e-1) s` (the unit is optional and checked).
+        """Parse the notation `*U(0.8, 1.2)`, `+N(0, 0.01) each`, `=LogU(1e-3, 1e-1) s`.
+
+        The unit is optional and checked; `each` makes every match of a pattern draw for itself.
 
         Args:
             name: of the parameter.
@@ -58,7 +62,9 @@ class Parameter:
         Raises:
             ParameterError: the notation cannot be read, or names another unit than `unit`.
         """
-        match = re.fullmatch(r"\s*([=*+])\s*([A-Za-z]+\([^)]*\)|[-+0-9.eE]+)\s*(.*?)\s*", str(text))
+        match = re.fullmatch(
+            r"\s*([=*+])\s*([A-Za-z]+\([^)]*\)|[-+0-9.eE]+)\s*((?:(?!each\b).)*?)\s*(each)?\s*", str(text)
+        )
         if match is None:
             raise ParameterError(
                 f"{name}: cannot read {text!r}; expected =, * or + (set, scale, add) and a distribution, "
@@ -69,13 +75,23 @@ class Parameter:
             unit = match[3]
         if match[3] not in ("", unit):
             raise ParameterError(f"{name}: the unit is {unit!r}, found {match[3]!r}")
-        return cls(name=name, unit=unit, distribution=parse_distribution(match[2]), operation=operation)
+        return cls(
+            name=name,
+            unit=unit,
+            distribution=parse_distribution(match[2]),
+            operation=operation,
+            shared=match[4] is None,
+        )
 
     @property
     def notation(self) -> str:
-        """`*U(0.8, 1.2)`: parsed back by `parse`."""
-        prefix = {v: k for k, v in _PREFIX.items()}[self.operation]
-        return f"{prefix}{self.distribution}"
+        """`*U(0.8, 1.2)`: the operation and the distribution."""
+        return f"{operation_prefix(self.operation)}{self.distribution}"
+
+    @property
+    def full_notation(self) -> str:
+        """`*U(0.8, 1.2) kg each`: all that `parse` reads."""
+        return " ".join(x for x in (self.notation, self.unit, "" if self.shared else "each") if x)
 
     def against(self, nominal: float) -> Parameter:
         """Return the same parameter as a distribution of the value itself (operation `set`).
@@ -93,7 +109,24 @@ class Parameter:
         return replace(self, distribution=self.distribution.affine(scale, shift), operation="set")
 
     def __str__(self) -> str:
-        return f"{self.name} {self.notation} {self.unit}".rstrip()
+        return f"{self.name} {self.full_notation}"
+
+
+def operation_prefix(operation: Operation) -> str:
+    """Return the sign that stands for an operation in the notation."""
+    return next(sign for sign, meaning in _PREFIX.items() if meaning == operation)
+
+
+def name_parts(name: str) -> list[str]:
+    """Split a pattern at its commas."""
+    return [part.strip() for part in name.split(",")]
+
+
+def apply_operation(operation: Operation, draw: Array, nominal: float | Array) -> Array:
+    """Return the value that a draw becomes, against a nominal value."""
+    if operation == "set":
+        return draw
+    return nominal * draw if operation == "scale" else nominal + draw
 
 
 class ParameterSet:
@@ -129,7 +162,7 @@ class ParameterSet:
 
     def notations(self) -> dict[str, str]:
         """Return `{name: notation}`, which `parse` reads."""
-        return {p.name: f"{p.notation} {p.unit}".rstrip() for p in self.parameters}
+        return {p.name: p.full_notation for p in self.parameters}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,6 +178,15 @@ class ParameterSet:
     def sample(self, rng: np.random.Generator, n: int) -> dict[str, Array]:
         """Draw `n` times: name -> (n,)."""
         return {p.name: p.distribution.sample(rng, n) for p in self.parameters}
+
+    @property
+    def dimension(self) -> int:
+        """How many uniform numbers one joint draw is made from."""
+        return len(self.parameters)
+
+    def quantile(self, u: Array) -> dict[str, Array]:
+        """Return the joint draws that uniform numbers `u` (n, dimension) in [0, 1) stand for: name -> (n,)."""
+        return {p.name: p.distribution.quantile(u[:, i]) for i, p in enumerate(self.parameters)}
 
     def log_prob(self, values: Values) -> Array:
         """Return the log density of `values` (name -> (n,)): (n,)."""
@@ -221,6 +263,10 @@ class ParameterStore(Protocol):
 
     def read(self) -> dict[str, Array]:
         """Return what is in force: name -> (n,); proof that a write took effect."""
+        ...
+
+    def restore(self, mask: NDArray[np.bool_] | None = None) -> None:
+        """Put everything that was ever written back to its nominal value, in the plants that `mask` selects."""
         ...
 
 

@@ -217,7 +217,7 @@ def _parameters(options: argparse.Namespace, console: Console) -> None:
     model = RobotModel(options.robot)
     table = Table("parameter", "nominal", "unit", box=None, pad_edge=False)
     for name, value in model.nominal.items():
-        table.add_row(_plain(name), f"{value:.6g}", model.address(name).unit)
+        table.add_row(_plain(name), f"{value:.6g}", model.addresses[name].unit)
     console.print(table)
 
 

@@ -109,6 +109,10 @@ class RunningPlant:
         self.simulator.write({k: v for k, v in values.items() if k not in of_chain}, mask)
         self.chain.write({k: v for k, v in values.items() if k in of_chain}, mask)
 
+    def restore(self, mask: NDArray[np.bool_] | None = None) -> None:
+        self.simulator.restore(mask)
+        self.chain.restore(mask)
+
     def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
         self.simulator.set_state(state, mask)
 
