@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from sim2real.errors import ParameterError, did_you_mean
 
@@ -149,6 +149,10 @@ class Uniform(Distribution):
     def scipy(self) -> Any:
         return stats.uniform(self.low, self.high - self.low)
 
+    # the quantiles of the common families are spelt out: scipy takes 60 µs to check the arguments of one
+    def quantile(self, u: ArrayLike) -> Array:
+        return self.low + (self.high - self.low) * np.asarray(u, float)
+
     def affine(self, scale: float, shift: float) -> Uniform:
         return Uniform(scale * self.low + shift, scale * self.high + shift)
 
@@ -168,6 +172,9 @@ class LogUniform(Distribution):
     @property
     def scipy(self) -> Any:
         return stats.loguniform(self.low, self.high)
+
+    def quantile(self, u: ArrayLike) -> Array:
+        return np.asarray(self.low * np.exp(np.log(self.high / self.low) * np.asarray(u, float)))
 
     def affine(self, scale: float, shift: float) -> Distribution:
         if shift:
@@ -190,6 +197,9 @@ class Normal(Distribution):
     @property
     def scipy(self) -> Any:
         return stats.norm(self.mu, self.sigma)
+
+    def quantile(self, u: ArrayLike) -> Array:
+        return np.asarray(self.mu + self.sigma * special.ndtri(np.asarray(u, float)))
 
     def affine(self, scale: float, shift: float) -> Normal:
         return Normal(scale * self.mu + shift, scale * self.sigma)
@@ -237,6 +247,9 @@ class LogNormal(Distribution):
     def scipy(self) -> Any:
         return stats.lognorm(self.sigma, scale=self.median)
 
+    def quantile(self, u: ArrayLike) -> Array:
+        return np.asarray(self.median * np.exp(self.sigma * special.ndtri(np.asarray(u, float))))
+
     def affine(self, scale: float, shift: float) -> Distribution:
         if shift:
             raise ParameterError("a log-normal distribution cannot be added to a nominal value; use * or =")
@@ -265,6 +278,10 @@ class Categorical(Distribution):
     def scipy(self) -> Any:
         values, counts = np.unique(self.values, return_counts=True)
         return stats.rv_discrete(values=(values, counts / counts.sum()))
+
+    def quantile(self, u: ArrayLike) -> Array:
+        # scipy places the quantile of 0 below the smallest value
+        return np.maximum(super().quantile(u), min(self.values))
 
     def affine(self, scale: float, shift: float) -> Categorical:
         return Categorical(tuple(scale * x + shift for x in self.values))

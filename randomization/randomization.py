@@ -1,0 +1,286 @@
+"""Randomizations: parameters and when they are drawn, as values; and the object that carries them out on n plants."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim2real.errors import ParameterError
+from sim2real.randomization.addressing import BoundParameters, match_names
+from sim2real.randomization.distributions import parse_distribution
+from sim2real.randomization.joint import SYMBOL, JointEmpirical, JointNormal
+from sim2real.randomization.parameters import Array, Parameter, ParameterSet, ParameterStore
+from sim2real.randomization.schedules import Schedule, Uniform, parse_schedule
+
+When = Literal["startup", "reset"] | Schedule
+
+
+@dataclass(frozen=True)
+class Randomization:
+    """Parameters, and when they are drawn.
+
+    Attributes:
+        parameters: whose names may be patterns.
+        when: "startup" draws once, when the environment is first reset or reset with a seed; "reset" before every
+            episode; a `Schedule` before every episode and moves within it.
+
+    Raises:
+        ParameterError: another `when`, or a schedule that moves joint samples, between which there is no way.
+
+    Example:
+        >>> Randomization(ParameterSet.parse({"dynamics.*.mass": "*U(0.8, 1.2) each"}))
+        Randomization(parameters=ParameterSet(dynamics.*.mass *U(0.8, 1.2) each), when='reset')
+    """
+
+    parameters: ParameterSet
+    when: When = "reset"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.when, Schedule) and self.when not in ("startup", "reset"):
+            raise ParameterError(f"when is startup, reset or a schedule, found {self.when!r}")
+        if isinstance(self.when, Schedule) and isinstance(self.parameters, JointEmpirical):
+            if not isinstance(self.when, Uniform):
+                raise ParameterError("joint samples can be drawn at startup, reset or interval, not moved by a schedule")
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what `parse_randomizations` reads, as plain data."""
+        when = self.when.to_config() if isinstance(self.when, Schedule) else self.when
+        if isinstance(self.parameters, JointEmpirical):
+            units = {p.name: p.unit for p in self.parameters}
+            return {"samples": self.parameters.samples.tolist(), "units": units, "when": when}
+        return {"parameters": self.parameters.notations(), "when": when}
+
+
+Randomizations = (
+    Randomization | ParameterSet | Mapping[str, str] | Sequence[Randomization | ParameterSet | Mapping[str, Any]]
+)
+
+
+def parse_randomizations(source: Randomizations) -> tuple[Randomization, ...]:
+    """Read randomizations from what people write.
+
+    Args:
+        source: `{name: notation}`, drawn at every reset; a `ParameterSet` (a posterior, for instance), likewise; a
+            `Randomization`; or a list of these and of `{"parameters": {name: notation}, "when": ...}`, where `when` is
+            "startup", "reset", `{"interval": seconds}` or a schedule such as `{"sinusoid": {"period": 3}}`.
+
+    Raises:
+        ParameterError: something else, or a notation that cannot be read.
+    """
+    if isinstance(source, Randomization):
+        return (source,)
+    if isinstance(source, ParameterSet):
+        return (Randomization(source),)
+    if isinstance(source, Mapping):
+        source = [source] if "when" in source or "parameters" in source else [{"parameters": source}]
+    if isinstance(source, str) or not isinstance(source, Sequence):
+        raise ParameterError(f"expected {{name: notation}} or a list of randomizations, found {source!r}")
+    out: list[Randomization] = []
+    for item in source:
+        if isinstance(item, Randomization | ParameterSet):
+            out.extend(parse_randomizations(item))
+        elif isinstance(item, Mapping):
+            out.extend(_parse_group(item))
+        else:
+            raise ParameterError(f"expected a randomization, found {item!r}")
+    return tuple(out)
+
+
+def _parse_group(group: Mapping[str, Any]) -> list[Randomization]:
+    unknown = sorted(set(group) - {"parameters", "when", "samples", "units"})
+    if unknown:
+        raise ParameterError(f"a randomization has the keys parameters and when, found {unknown[0]!r}")
+    when = group.get("when", "reset")
+    if isinstance(when, Mapping):
+        when = parse_schedule(when)
+    if "samples" in group:
+        samples, units = np.array(group["samples"], float), dict(group["units"])
+        marginals = (parse_distribution(f"N({column.mean()}, {column.std() or 1.0})") for column in samples.T)
+        parameters = tuple(
+            Parameter(name=name, unit=unit, distribution=d) for (name, unit), d in zip(units.items(), marginals, strict=True)
+        )
+        return [Randomization(JointEmpirical(parameters, samples), when)]
+    notations = group.get("parameters")
+    if not isinstance(notations, Mapping) or not notations:
+        raise ParameterError(f"a randomization needs parameters: {{name: notation}}, found {notations!r}")
+    joint = {name: text for name, text in notations.items() if f"{SYMBOL}(" in str(text)}
+    alone = {name: str(text) for name, text in notations.items() if name not in joint}
+    out = [Randomization(JointNormal.from_notation(name, text, {}), when) for name, text in joint.items()]
+    if alone:
+        out.insert(0, Randomization(ParameterSet.parse(alone), when))
+    return out
+
+
+def stream(seed: int, role: str, copy: int = 0) -> np.random.Generator:
+    """Return a generator of its own for one role of one environment.
+
+    It depends on the environment's seed alone and leaves the environment's generator as it is: with the same seed, a
+    wrapped environment starts its episodes in the same states as the bare one.
+
+    Args:
+        seed: of the environment.
+        role: what the numbers are for.
+        copy: tells wrappers of the same role apart.
+    """
+    key = (zlib.crc32(role.encode()), copy)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+class Randomizer:
+    """Carries randomizations out on the n plants of a store, each with its own generator and its own clock.
+
+    Args:
+        randomizations: what is drawn, and when.
+        store: where the values go.
+        n: number of plants.
+        dt: control period [s]; used by schedules only.
+
+    Raises:
+        ParameterError: a name that the store does not have, or that two randomizations claim.
+    """
+
+    def __init__(self, randomizations: Sequence[Randomization], store: ParameterStore, n: int, dt: float) -> None:
+        self.store, self.n, self.dt = store, n, dt
+        self._groups = [_Group(r, BoundParameters(r.parameters, store), n) for r in randomizations]
+        names = [name for g in self._groups for name in g.bound.names]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ParameterError(f"two randomizations claim {', '.join(twice)}; keep one of them")
+        nominal = store.nominal()
+        self._nominal = nominal
+        self.names = tuple(names)
+        self.in_force: dict[str, Array] = {name: np.full(n, nominal[name]) for name in names}
+        self._steps = np.zeros(n, int)
+        self._forced: dict[str, NDArray[np.bool_]] = {}
+        self.moving = any(isinstance(g.when, Schedule) for g in self._groups)
+
+    def bounds(self) -> tuple[Array, Array]:
+        """Return the smallest and largest value (P,) that each of `names` can take."""
+        ends = [g.bound.values(g.edges) for g in self._groups]
+        both = np.array([[values[name] for name in g.bound.names] for g, values in zip(self._groups, ends, strict=True)])
+        low, high = np.moveaxis(np.concatenate(both) if len(both) else np.zeros((0, 2)), -1, 0)
+        return np.minimum(low, high), np.maximum(low, high)
+
+    def begin(
+        self,
+        streams: Sequence[np.random.Generator],
+        mask: NDArray[np.bool_],
+        fresh: NDArray[np.bool_],
+        forced: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Draw for the episodes that begin in the plants that `mask` (n,) selects, and write.
+
+        Args:
+            streams: a generator for each plant.
+            mask: (n,) the plants whose episodes begin.
+            fresh: (n,) those of them that start altogether anew, for which startup draws are made too.
+            forced: name (or pattern) -> value, one for all or (n,): these are not drawn in this episode.
+
+        Raises:
+            ParameterError: a forced value that cannot be written.
+        """
+        rows = np.flatnonzero(mask)
+        self._steps[rows] = 0
+        values: dict[str, Array] = {}
+        for g in self._groups:
+            drawn = rows if g.when != "startup" else np.flatnonzero(mask & fresh)
+            for i in drawn:
+                g.start[i] = streams[i].random(g.bound.dimension)
+            g.phase[rows] = g.start[rows]
+            values |= g.values(rows, np.zeros((len(rows), 1)), self._nominal)
+        given = self._match(forced or {}, rows)
+        self._release(mask)
+        self._write(values | given, rows)
+        for name in given:
+            self._forced.setdefault(name, np.zeros(self.n, bool))[rows] = True
+
+    def advance(self, streams: Sequence[np.random.Generator], mask: NDArray[np.bool_]) -> None:
+        """Move the clocks of the plants that `mask` (n,) selects one control period on, and the schedules with them."""
+        self._steps[mask] += 1
+        if not self.moving:
+            return
+        time = self._steps * self.dt
+        for g in self._groups:
+            if not isinstance(g.when, Schedule):
+                continue
+            due = mask.copy()
+            if g.when.every > self.dt:
+                passed = np.floor(time / g.when.every + 1e-9)
+                due &= passed > np.floor((time - self.dt) / g.when.every + 1e-9)
+            rows = np.flatnonzero(due)
+            if not len(rows):
+                continue
+            noise = np.zeros((len(rows), g.bound.dimension))
+            if g.when.random:
+                for k, i in enumerate(rows):
+                    noise[k] = streams[i].standard_normal(g.bound.dimension)
+            now = time[rows, None]
+            g.phase[rows] = g.when.update(g.phase[rows], g.start[rows], now, noise)
+            values = g.values(rows, now, self._nominal)
+            for name in list(values):
+                if name in self._forced:
+                    keep = self._forced[name][rows]
+                    values[name] = np.where(keep, self.in_force[name][rows], values[name])
+            self._write(values, rows)
+
+    def _release(self, mask: NDArray[np.bool_]) -> None:
+        """Let go of what was forced upon the plants in `mask`; what is not drawn either goes back to nominal."""
+        for name, forced in self._forced.items():
+            left = forced & mask
+            if name not in self.names and left.any():
+                self.store.restore(left)
+                self.in_force = self.in_force | {name: np.where(left, self._nominal[name], self.in_force[name])}
+            forced[mask] = False
+
+    def _match(self, forced: Mapping[str, Any], rows: NDArray[np.int_]) -> dict[str, Array]:
+        out: dict[str, Array] = {}
+        for pattern, value in forced.items():
+            for name in match_names(pattern, self._nominal):
+                array = np.asarray(value, float)
+                if array.shape not in ((), (self.n,)):
+                    raise ParameterError(f"{name}: expected a number or ({self.n},) values, found shape {array.shape}")
+                out[name] = np.broadcast_to(array, (self.n,))[rows]
+        return out
+
+    def _write(self, values: Mapping[str, Array], rows: NDArray[np.int_]) -> None:
+        """Write values name -> (k,) into the k plants `rows`."""
+        mask = np.zeros(self.n, bool)
+        mask[rows] = True
+        full = {}
+        for name, value in values.items():
+            full[name] = np.array(self.in_force[name]) if name in self.in_force else np.full(self.n, self._nominal[name])
+            full[name][rows] = value
+        self.store.write(full, mask)
+        # a new dictionary, so that an info that holds the old one keeps what was in force then
+        self.in_force = self.in_force | full
+
+
+class _Group:
+    """One randomization at work: the uniform numbers that its draws are made from."""
+
+    def __init__(self, randomization: Randomization, bound: BoundParameters, n: int) -> None:
+        self.when, self.bound = randomization.when, bound
+        self.start = np.zeros((n, bound.dimension))
+        self.phase = np.zeros((n, bound.dimension))
+        low, high = bound.parameters.bounds
+        if bound.dimension == len(low):
+            # the ends of an unbounded distribution lie at infinity
+            ends = np.array([np.where(np.isfinite(low), 0.0, 1e-3), np.where(np.isfinite(high), 1.0, 1.0 - 1e-3)])
+        else:
+            ends = np.array([[0.0], [1.0 - 1e-12]])
+        self.edges: Array = ends
+
+    def values(self, rows: NDArray[np.int_], time: Array, nominal: Mapping[str, float]) -> dict[str, Array]:
+        """Return the values (k,) of the plants `rows` at `time` (k, 1)."""
+        if not isinstance(self.when, Schedule):
+            return self.bound.values(self.start[rows])
+        values = self.bound.values(np.clip(self.when.uniform(self.phase[rows]), *self.edges))
+        weight = self.when.weight(time)[:, 0]
+        if (weight < 1.0).any():
+            return {name: nominal[name] + weight * (value - nominal[name]) for name, value in values.items()}
+        return values
