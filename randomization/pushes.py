@@ -33,14 +33,14 @@ class Wrench:
     duration: float
 
     @classmethod
-    def parse(
+    def from_arguments(
         cls,
         env: Any,
         body: str,
-        force: str | Sequence[str],
-        torque: Sequence[str],
-        every: str | float,
-        duration: float,
+        force: str | Sequence[str] = (),
+        torque: Sequence[str] = (),
+        every: str | float = "U(2, 4)",
+        duration: float = 0.1,
     ) -> Wrench:
         """Read notations against an environment, or anything else with a MuJoCo `model`.
 

@@ -253,7 +253,7 @@ class Push(_OwnStream, RecordConstructorArgs):
         )
         gym.Wrapper.__init__(self, env)
         base: Any = env.unwrapped
-        self._wrench = Wrench.parse(base, body, force, torque, every, duration)
+        self._wrench = Wrench.from_arguments(base, body, force, torque, every, duration)
         self._data = base.data
         self._schedule = PushSchedule(self._wrench, 1, control_period(env))
 

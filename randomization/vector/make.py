@@ -1,0 +1,112 @@
+"""Vector environments with randomization, by id or from a task of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+
+from sim2real.errors import ParameterError
+from sim2real.randomization.randomization import Randomizations
+from sim2real.randomization.vector.env import MujocoVectorEnv
+from sim2real.randomization.vector.gymnasium_tasks import task_for
+from sim2real.randomization.vector.task import Task
+from sim2real.randomization.wrappers import Push, RandomizeDynamics, RandomizeInitialState
+
+
+def make_vec(
+    env: str | Task,
+    num_envs: int = 1,
+    *,
+    parameters: Randomizations = (),
+    initial_state: Mapping[str, str] | None = None,
+    push: Mapping[str, Any] | None = None,
+    autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+    vectorization: Literal["fastest", "batch", "sync", "async"] = "fastest",
+    threads: int = 0,
+    max_episode_steps: int = 0,
+    **kwargs: Any,
+) -> gym.vector.VectorEnv[Any, Any, Any]:
+    """Make a randomized vector environment.
+
+    Gymnasium's MuJoCo v5 environments and tasks of one's own run on `mujoco.batch.Batch`; all others are wrapped one by
+    one and run in Gymnasium's sync or async vector environment.
+
+    Args:
+        env: the id of an environment, or a `Task` such as a `FunctionTask`.
+        num_envs: number of environments.
+        parameters: what is randomized, and when; see `parse_randomizations`.
+        initial_state: as for `RandomizeInitialState`.
+        push: the arguments of `Push`, by name.
+        autoreset_mode: of Gymnasium.
+        vectorization: "batch", "sync" or "async", or "fastest" for batch where there is one and sync elsewhere.
+        threads: for the batch; 0 means all the cores of this process.
+        max_episode_steps: control steps after which an episode is truncated; 0 for what the id is registered with.
+        **kwargs: of `gymnasium.make`.
+
+    Raises:
+        ParameterError: `vectorization="batch"` for an environment that has no batched task, or an unknown parameter.
+
+    Example:
+        >>> envs = make_vec("Hopper-v5", 4, parameters={"dynamics.torso.mass": "*U(0.8, 1.2)"})
+        >>> observations, infos = envs.reset(seed=0)
+        >>> observations.shape, infos["parameters"]["dynamics.torso.mass"].shape
+        ((4, 11), (4,))
+    """
+    arguments = {"parameters": parameters, "initial_state": initial_state, "push": push}
+    if isinstance(env, Task):
+        return MujocoVectorEnv(
+            env,
+            num_envs,
+            autoreset_mode=autoreset_mode,
+            threads=threads,
+            max_episode_steps=max_episode_steps,
+            **arguments,
+        )
+    if vectorization not in ("fastest", "batch", "sync", "async"):
+        raise ParameterError(f"vectorization is fastest, batch, sync or async, found {vectorization!r}")
+    if max_episode_steps:
+        kwargs["max_episode_steps"] = max_episode_steps
+    if vectorization in ("fastest", "batch"):
+        single = gym.make(env, **kwargs)
+        task = task_for(single)
+        if task is not None:
+            limit = single.spec.max_episode_steps if single.spec is not None else None
+            return MujocoVectorEnv(
+                task,
+                num_envs,
+                autoreset_mode=autoreset_mode,
+                threads=threads,
+                max_episode_steps=limit or 0,
+                name=env,
+                **arguments,
+            )
+        single.close()
+        if vectorization == "batch":
+            raise ParameterError(
+                f"{env} has no batched task: use vectorization='sync' or 'async', or write a FunctionTask for its model"
+            )
+
+    def one() -> gym.Env[Any, Any]:
+        return randomized(gym.make(env, **kwargs), parameters, initial_state, push)
+
+    vector = gym.vector.AsyncVectorEnv if vectorization == "async" else gym.vector.SyncVectorEnv
+    return vector([one for _ in range(num_envs)], autoreset_mode=autoreset_mode)
+
+
+def randomized(
+    env: gym.Env[Any, Any],
+    parameters: Randomizations = (),
+    initial_state: Mapping[str, str] | None = None,
+    push: Mapping[str, Any] | None = None,
+) -> gym.Env[Any, Any]:
+    """Wrap a single environment in what is asked for."""
+    if initial_state:
+        env = RandomizeInitialState(env, initial_state)
+    if push:
+        env = Push(env, **push)
+    if parameters:
+        env = RandomizeDynamics(env, parameters)
+    return env
