@@ -17,11 +17,16 @@ from sim2real.randomization.parameters import (
 )
 
 
-def match_names(pattern: str, known: Iterable[str]) -> tuple[str, ...]:
+def match_names(pattern: str, known: Iterable[str], silent: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the names that a pattern means, in the order of `known`.
 
     `*` stands for any characters, `?` for any one; commas separate patterns; a name that is not there itself but has
     components (`a.friction[0]`, `a.friction[1]`) means them all.
+
+    Args:
+        pattern: what is looked for.
+        known: the names that there are.
+        silent: names that are refused, and why.
 
     Raises:
         ParameterError: a part of the pattern matches nothing; the nearest names are listed.
@@ -29,13 +34,26 @@ def match_names(pattern: str, known: Iterable[str]) -> tuple[str, ...]:
     known = list(known)
     found: set[str] = set()
     for part in name_parts(pattern):
-        expression = re.escape(part).replace(r"\*", ".*").replace(r"\?", ".")
-        matches = [n for n in known if re.fullmatch(expression, n)]
-        matches = matches or [n for n in known if re.fullmatch(expression + r"\[\d+\]", n)]
+        matches = _matches(part, known)
         if not matches:
+            refused = _matches(part, list(silent or {}))
+            if silent and refused:
+                raise ParameterError(f"{refused[0]} would change nothing: {silent[refused[0]]}")
             raise ParameterError(f"no parameter named {part!r}{did_you_mean(part, known)}")
         found.update(matches)
     return tuple(n for n in known if n in found)
+
+
+def _matches(part: str, names: list[str]) -> list[str]:
+    expression = re.escape(part).replace(r"\*", ".*").replace(r"\?", ".")
+    exact = [n for n in names if re.fullmatch(expression, n)]
+    return exact or [n for n in names if re.fullmatch(expression + r"\[\d+\]", n)]
+
+
+def silent_names(store: ParameterStore) -> dict[str, str]:
+    """Return the names that a store knows and refuses, and why, if it has any."""
+    found = getattr(store, "silent", None)
+    return dict(found()) if found is not None else {}
 
 
 class BoundParameters:
@@ -55,7 +73,7 @@ class BoundParameters:
         self.targets: dict[str, tuple[str, ...]] = {}
         expanded = []
         for p in parameters:
-            targets = match_names(p.name, self._nominal)
+            targets = match_names(p.name, self._nominal, silent_names(store))
             self._check(p, targets, units)
             if p.shared or len(targets) == 1:
                 expanded.append(p)

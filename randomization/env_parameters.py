@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim2real.errors import ParameterError
+from sim2real.randomization.addressing import silent_names
 from sim2real.randomization.mujoco_fields import MujocoFields
 from sim2real.randomization.mujoco_parameters import LiveModel, MujocoParameters
 from sim2real.randomization.parameters import Array, ParameterStore, Values, check_values
@@ -205,6 +206,10 @@ class JoinedStore:
     def affects(self) -> dict[str, str]:
         """Return what each parameter changes, in a few words."""
         return {name: text for store in self._stores for name, text in affects(store).items()}
+
+    def silent(self) -> dict[str, str]:
+        """Return the names that are refused, and why."""
+        return {name: why for store in self._stores for name, why in silent_names(store).items()}
 
     def write(self, values: Values, mask: Mask | None = None) -> None:
         n = len(next(iter(values.values()))) if values else 1

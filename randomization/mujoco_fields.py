@@ -40,7 +40,8 @@ class Address:
         unit: SI unit.
         affects: what a change of it changes, in a few words.
         low, high: the values that make sense to the engine.
-        follower: a field whose row follows in proportion (the inertia follows the mass), or "".
+        leads: number of the body whose inertia follows the value (its mass, its size), or -1.
+        power: of the value, that the inertia is proportional to.
         view: "", or how three parameters together make the stored row: "second_moment" (of the mass, makes the
             principal moments of inertia) or "rotation" (a rotation vector on top of the orientation in the file).
         component: which of the three it is, where there is a view.
@@ -51,7 +52,8 @@ class Address:
     affects: str
     low: float = -np.inf
     high: float = np.inf
-    follower: str = ""
+    leads: int = -1
+    power: int = 1
     view: str = ""
     component: int = 0
 
@@ -90,7 +92,9 @@ class MujocoFields:
 
     def __init__(self, model: mujoco.MjModel, name: str) -> None:
         self.model, self.name = model, name
-        self._rows: dict[str, Array] = {}
+        # all at once and now: what is written into a live model later must not be taken for nominal
+        fields = {place.field for address in self.addresses.values() for place in address.places}
+        self._rows = {field: np.array(model_field(model, field), float) for field in sorted(fields)}
 
     @cached_property
     def _table(self) -> _Table:
@@ -124,6 +128,15 @@ class MujocoFields:
                 out[name] = float(row[address.place.index]) / address.place.factor
         return out
 
+    @cached_property
+    def leaders(self) -> dict[int, dict[str, Address]]:
+        """What the inertia of each body follows: body -> name -> address."""
+        out: dict[int, dict[str, Address]] = {}
+        for name, address in self.addresses.items():
+            if address.leads >= 0:
+                out.setdefault(address.leads, {})[name] = address
+        return out
+
     def address(self, name: str) -> Address:
         """Return where a parameter lives.
 
@@ -137,9 +150,7 @@ class MujocoFields:
         raise RobotError(f"{self.name} has no parameter {name!r}{did_you_mean(name, self.addresses)}")
 
     def nominal_row(self, name: str) -> Array:
-        """Return a field's array in the model, as it was first seen: do not write into it."""
-        if name not in self._rows:
-            self._rows[name] = np.array(model_field(self.model, name), float)
+        """Return the array that a field held when the table was made: do not write into it."""
         return self._rows[name]
 
 
@@ -196,7 +207,7 @@ def _bodies(m: Any) -> Iterator[Entry]:
         elif m.body_mass[i] <= 0:
             why = "the body has no mass"
         entry = ("dynamics", "body", body)
-        mass = Address((Place("body_mass", (i,)),), "kg", "inertia, weight", low=0.0, follower="body_inertia")
+        mass = Address((Place("body_mass", (i,)),), "kg", "inertia, weight", low=0.0, leads=i)
         yield *entry, "mass", why or mass
         for k in range(3):
             inertia = Address((Place("body_inertia", (i, k)),), "kg·m²", "principal moment of inertia", low=1e-12)
@@ -217,6 +228,45 @@ def _bodies(m: Any) -> Iterator[Entry]:
         for k in range(3):
             com = Address((Place("body_ipos", (i, k)),), "m", "centre of mass in the frame of the body")
             yield *entry, f"com[{k}]", why or simple or com
+        places, shapeless = _size_places(m, i)
+        size = Address(
+            places,
+            "",
+            "all lengths of the body and of what hangs on it where; inertia follows, mass stays",
+            low=1e-3,
+            leads=i,
+            power=2,
+        )
+        yield *entry, "size", why or shapeless or size
+
+
+# Types of geoms whose extent is in `geom_size`, and how many numbers of it they use.
+_EXTENTS = {"mjGEOM_SPHERE": 1, "mjGEOM_CAPSULE": 2, "mjGEOM_ELLIPSOID": 3, "mjGEOM_CYLINDER": 2, "mjGEOM_BOX": 3}
+
+
+def _extent(m: Any, geom: int) -> int:
+    """How many numbers of `geom_size` shape a geom: none for planes, meshes and height fields."""
+    import mujoco
+
+    return _EXTENTS.get(mujoco.mjtGeom(int(m.geom_type[geom])).name, 0)
+
+
+def _size_places(m: Any, body: int) -> tuple[tuple[Place, ...], str]:
+    """Where the lengths of a body are stored, and why its size cannot be changed, or ""."""
+    places = [Place("body_ipos", (body, k), float(m.body_ipos[body, k])) for k in range(3)]
+    for g in np.flatnonzero(m.geom_bodyid == body):
+        if not _extent(m, g):
+            return (), f"its geom {m.geom(g).name or g} is not a sphere, capsule, ellipsoid, cylinder or box"
+        places += [Place("geom_size", (int(g), k), float(m.geom_size[g, k])) for k in range(_extent(m, g))]
+        places += [Place("geom_pos", (int(g), k), float(m.geom_pos[g, k])) for k in range(3)]
+    for j in np.flatnonzero(m.jnt_bodyid == body):
+        places += [Place("jnt_pos", (int(j), k), float(m.jnt_pos[j, k])) for k in range(3)]
+    for s in np.flatnonzero(m.site_bodyid == body):
+        places += [Place("site_pos", (int(s), k), float(m.site_pos[s, k])) for k in range(3)]
+    for child in np.flatnonzero(m.body_parentid == body):
+        places += [Place("body_pos", (int(child), k), float(m.body_pos[child, k])) for k in range(3)]
+    places = [p for p in places if p.factor]
+    return tuple(places), "" if places else "it has no extent"
 
 
 def joint_name(m: Any, i: int) -> str:
@@ -321,6 +371,9 @@ def _contacts(m: Any) -> Iterator[Entry]:
             address = Address((Place("geom_friction", (i, k)),), unit, affects, low=0.0)
             yield *entry, f"friction[{k}]", why or few or address
         yield from _softness(entry, "geom", i, m.geom_solref[i, 0], why)
+        for k in range(_extent(m, i)):
+            size = Address((Place("geom_size", (i, k)),), "m", "extent of the geom; mass and inertia stay", low=1e-6)
+            yield *entry, f"size[{k}]", size
     for i in range(m.npair):
         entry = ("dynamics", "pair", m.pair(i).name or f"pair{i}")
         for k, unit in enumerate(("", "", "m", "m", "m")):

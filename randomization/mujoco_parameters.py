@@ -113,6 +113,10 @@ class MujocoParameters:
         """Return what each parameter changes, in a few words."""
         return {name: address.affects for name, address in self.fields.addresses.items()}
 
+    def silent(self) -> dict[str, str]:
+        """Return the fields that the engine does not look at in this model: name -> why."""
+        return self.fields.silent
+
     def write(self, values: Values, mask: Mask | None = None) -> None:
         rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
         for name in values:
@@ -139,7 +143,7 @@ class MujocoParameters:
             if isinstance(error, ParameterError):
                 raise
             raise ParameterError(f"MuJoCo refused {', '.join(values)}: {error}") from error
-        for name, address in addresses.items():
+        for address in addresses.values():
             if address.place.field == "body_inertia":
                 self._own_inertia[rows, address.place.index[0]] = True
         self.written.update(addresses)
@@ -176,7 +180,7 @@ class MujocoParameters:
 
     def _touched(self, addresses: Mapping[str, Address]) -> list[str]:
         fields = [place.field for a in addresses.values() for place in a.places]
-        fields += [a.follower for a in addresses.values() if a.follower]
+        fields += ["body_inertia" for a in addresses.values() if a.leads >= 0]
         return list(dict.fromkeys(fields))
 
     def _needs_constants(self, fields: list[str]) -> bool:
@@ -188,12 +192,8 @@ class MujocoParameters:
         for name, a in addresses.items():
             for place in a.places if not a.view else ():
                 self._arrays.edit(place.field)[(plants, *place.index)] = place.factor * new[name]
-            if a.follower and a.place.index[0] not in own:
-                # always against the nominal row, so that writing twice is writing once
-                row = self.fields.nominal_row(a.follower)[a.place.index]
-                following = ~self._own_inertia[rows, a.place.index[0]]
-                factor = new[name][following] / self.fields.nominal[name]
-                self._arrays.edit(a.follower)[(plants[following], *a.place.index)] = row * factor[:, None]
+        for body in {a.leads for a in addresses.values() if a.leads >= 0} - own:
+            self._follow(body, addresses, plants)
         for name, a in addresses.items():
             if a.view:
                 field = self._arrays.edit(a.place.field)
@@ -201,6 +201,17 @@ class MujocoParameters:
                 three = view_of(a.view, field[(plants, *a.place.index)].astype(float), nominal)
                 three[:, a.component] = new[name]
                 field[(plants, *a.place.index)] = row_of(a.view, three, nominal)
+
+    def _follow(self, body: int, writing: Mapping[str, Address], plants: NDArray[np.intp]) -> None:
+        """Let the inertia of a body follow its mass and its size, where it was not itself written."""
+        plants = plants[~self._own_inertia[plants, body]]
+        factor = np.ones(len(plants))
+        leaders = {n: a for n, a in self.fields.leaders[body].items() if n in writing or n in self.written}
+        for name, value in self._read(leaders).items():
+            factor *= (value[plants] / self.fields.nominal[name]) ** leaders[name].power
+        # always against the nominal row, so that writing twice is writing once
+        row = self.fields.nominal_row("body_inertia")[body]
+        self._arrays.edit("body_inertia")[plants, body] = row * factor[:, None]
 
     def _check_range(self, name: str, address: Address, value: Array) -> None:
         bad = (value < address.low) | (value > address.high)
