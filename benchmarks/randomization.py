@@ -1,10 +1,10 @@
-"""What does randomization cost? HalfCheetah-v5 on two threads, stepped raw, by us, and by Gymnasium's vector environments.
+"""What does randomization cost? HalfCheetah-v5 on two threads, stepped raw, by us, and by Gymnasium's vector env.
 
     python benchmarks/randomization.py [--quick] [--json FILE]
 
-Raw is `mujoco.batch.Batch.step` alone, without observations, rewards and resets, on the model as it is; ours randomizes eight
-parameters of every environment. Gymnasium's Sync and Async run the same eight through the single wrapper. All take turns,
-several rounds in one process, and the best round of each counts.
+Raw is `mujoco.batch.Batch.step` alone, without observations, rewards and resets, on the model as it is; ours
+randomizes eight parameters of every environment. Gymnasium's Sync and Async run the same eight through the single
+wrapper. All take turns, several rounds in one process, and the best round of each counts.
 """
 
 from __future__ import annotations

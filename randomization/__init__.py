@@ -16,6 +16,7 @@ from sim2real.randomization.joint import JointEmpirical, JointNormal
 from sim2real.randomization.mujoco_model import RobotModel
 from sim2real.randomization.mujoco_simulator import MujocoSimulator
 from sim2real.randomization.parameters import Parameter, ParameterSet, ParameterStore
+from sim2real.randomization.randomization import Randomization, parse_randomizations
 from sim2real.randomization.simulator import Simulator
 
 __all__ = [
@@ -32,9 +33,11 @@ __all__ = [
     "Parameter",
     "ParameterSet",
     "ParameterStore",
+    "Randomization",
     "RobotModel",
     "Simulator",
     "TruncatedNormal",
     "Uniform",
     "parse_distribution",
+    "parse_randomizations",
 ]

@@ -106,8 +106,8 @@ class BoundParameters:
         found = sorted({units[t] for t in targets})
         if p.operation != "scale" and len(found) > 1:
             raise ParameterError(
-                f"{p.name} matches parameters of different units ({', '.join(repr(u) for u in found)}); scale them (*), "
-                "or name them one by one"
+                f"{p.name} matches parameters of different units ({', '.join(repr(u) for u in found)}); scale them "
+                "(*), or name them one by one"
             )
         if p.unit and found != [p.unit]:
             raise ParameterError(f"{p.name}: the unit is {found[0]!r}, found {p.unit!r}")

@@ -1,4 +1,4 @@
-"""The parameters of Gymnasium environments: MuJoCo models, registered attributes, and environments that bring their own."""
+"""The parameters of Gymnasium environments: MuJoCo models, registered attributes, and what environments bring."""
 
 from __future__ import annotations
 
@@ -278,8 +278,8 @@ def parameter_store(env: Env) -> ParameterStore:
         stores.insert(0, base)
     if not stores:
         raise ParameterError(
-            f"{type(env.unwrapped).__name__} has no parameters that are known: it is not on MuJoCo (`model` and `data`), "
-            "nothing is registered for it, and it is not Randomizable. Say what can change: "
+            f"{type(env.unwrapped).__name__} has no parameters that are known: it is not on MuJoCo (`model` and "
+            "`data`), nothing is registered for it, and it is not Randomizable. Say what can change: "
             "register_parameters(type(env.unwrapped), {'dynamics.body.mass': attribute('mass', 'kg')})"
         )
     return stores[0] if len(stores) == 1 else JoinedStore(tuple(stores))
@@ -307,17 +307,17 @@ def refuse_batch(env: Any) -> None:
     """Raise a ParameterError for a batch of environments, which says which wrapper is for those."""
     if isinstance(env, gym.vector.VectorEnv):
         raise ParameterError(
-            f"{env} is a vector environment, and this wrapper is for a single one; make a randomized vector environment "
-            "with sim2real.make_vec(id, num_envs=..., parameters=...)"
+            f"{env} is a vector environment, and this wrapper is for a single one; make a randomized vector "
+            "environment with sim2real.make_vec(id, num_envs=..., parameters=...)"
         )
     if not isinstance(env, gym.Env):
         raise ParameterError(f"expected a gymnasium.Env, found {type(env).__name__}")
     count = getattr(env.unwrapped, "num_envs", None)
     if isinstance(count, int) and not isinstance(count, bool):
         raise ParameterError(
-            f"{type(env.unwrapped).__name__} is a gymnasium.Env that holds a batch of {count} environments (as Isaac Lab's "
-            "do), and this wrapper is for a single one: randomize it with the event manager of its own framework, or "
-            "rebuild it with sim2real.make_vec(model.xml, task=...)"
+            f"{type(env.unwrapped).__name__} is a gymnasium.Env that holds a batch of {count} environments (as Isaac "
+            "Lab's do), and this wrapper is for a single one: randomize it with the event manager of its own framework, "
+            "or rebuild it with sim2real.make_vec(model.xml, task=...)"
         )
 
 

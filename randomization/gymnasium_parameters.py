@@ -33,7 +33,9 @@ register_parameters(
         "dynamics.pole.length": attribute("l", "m", "inertia, weight", low=1e-6),
         "dynamics.world.gravity": attribute("g", "m/s²", "gravity, downwards"),
         # the action space ends at 2 N·m: a stronger motor would change nothing
-        "dynamics.motor.max_torque": attribute("max_torque", "N·m", "torque that the motor can give", low=0.0, high=2.0),
+        "dynamics.motor.max_torque": attribute(
+            "max_torque", "N·m", "torque that the motor can give", low=0.0, high=2.0
+        ),
     },
 )
 register_parameters(

@@ -139,8 +139,8 @@ def state_access(env: Env) -> StateAccess:
                 layer = layer.env
             return _Mujoco(base)
     raise ParameterError(
-        f"the state of {type(base).__name__} is not known: RandomizeInitialState takes MuJoCo environments of Gymnasium "
-        f"(with `_get_obs`) and {', '.join(CLASSIC)}"
+        f"the state of {type(base).__name__} is not known: RandomizeInitialState takes MuJoCo environments of "
+        f"Gymnasium (with `_get_obs`) and {', '.join(CLASSIC)}"
     )
 
 

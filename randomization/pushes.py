@@ -58,12 +58,14 @@ class Wrench:
         forces = (force,) if isinstance(force, str) else tuple(force)
         if len(forces) not in (0, 1, 3) or len(torque) not in (0, 3) or not len(forces) + len(torque):
             raise ParameterError(
-                "a push is a force (one notation for a horizontal push in a random direction, or three for the axes) and "
-                f"a torque (three), found {len(forces)} and {len(torque)} notations"
+                "a push is a force (one notation for a horizontal push in a random direction, or three for the axes) "
+                f"and a torque (three), found {len(forces)} and {len(torque)} notations"
             )
         wait = Fixed(float(every)) if isinstance(every, int | float) else parse_distribution(every)
         if duration <= 0 or wait.support[0] < 0:
-            raise ParameterError(f"a push needs a positive duration and times that are not negative, found {duration:g} s")
+            raise ParameterError(
+                f"a push needs a positive duration and times that are not negative, found {duration:g} s"
+            )
         return cls(
             int(model.body(body).id),
             tuple(parse_distribution(f) for f in forces),

@@ -43,9 +43,9 @@ class Randomization:
     def __post_init__(self) -> None:
         if not isinstance(self.when, Schedule) and self.when not in ("startup", "reset"):
             raise ParameterError(f"when is startup, reset or a schedule, found {self.when!r}")
-        if isinstance(self.when, Schedule) and isinstance(self.parameters, JointEmpirical):
-            if not isinstance(self.when, Uniform):
-                raise ParameterError("joint samples can be drawn at startup, reset or interval, not moved by a schedule")
+        moves = isinstance(self.when, Schedule) and not isinstance(self.when, Uniform)
+        if moves and isinstance(self.parameters, JointEmpirical):
+            raise ParameterError("joint samples can be drawn at startup, reset or interval, not moved by a schedule")
 
     def to_config(self) -> dict[str, Any]:
         """Return what `parse_randomizations` reads, as plain data."""
@@ -102,7 +102,8 @@ def _parse_group(group: Mapping[str, Any]) -> list[Randomization]:
         samples, units = np.array(group["samples"], float), dict(group["units"])
         marginals = (parse_distribution(f"N({column.mean()}, {column.std() or 1.0})") for column in samples.T)
         parameters = tuple(
-            Parameter(name=name, unit=unit, distribution=d) for (name, unit), d in zip(units.items(), marginals, strict=True)
+            Parameter(name=name, unit=unit, distribution=d)
+            for (name, unit), d in zip(units.items(), marginals, strict=True)
         )
         return [Randomization(JointEmpirical(parameters, samples), when)]
     notations = group.get("parameters")
@@ -158,13 +159,6 @@ class Randomizer:
         self._steps = np.zeros(n, int)
         self._forced: dict[str, NDArray[np.bool_]] = {}
         self.moving = any(isinstance(g.when, Schedule) for g in self._groups)
-
-    def bounds(self) -> tuple[Array, Array]:
-        """Return the smallest and largest value (P,) that each of `names` can take."""
-        ends = [g.bound.values(g.edges) for g in self._groups]
-        both = np.array([[values[name] for name in g.bound.names] for g, values in zip(self._groups, ends, strict=True)])
-        low, high = np.moveaxis(np.concatenate(both) if len(both) else np.zeros((0, 2)), -1, 0)
-        return np.minimum(low, high), np.maximum(low, high)
 
     def begin(
         self,
@@ -253,7 +247,9 @@ class Randomizer:
         mask[rows] = True
         full = {}
         for name, value in values.items():
-            full[name] = np.array(self.in_force[name]) if name in self.in_force else np.full(self.n, self._nominal[name])
+            full[name] = (
+                np.array(self.in_force[name]) if name in self.in_force else np.full(self.n, self._nominal[name])
+            )
             full[name][rows] = value
         self.store.write(full, mask)
         # a new dictionary, so that an info that holds the old one keeps what was in force then

@@ -1,8 +1,9 @@
 """How a randomized parameter moves within an episode.
 
-A schedule moves the uniform numbers that a draw is made from, so that whatever the distribution, the parameter stays in its
-support, and parameters of different units move alike. The eight schedules of the Real-World RL suite (Dulac-Arnold et
-al. 2020, `perturb_spec`) carry its names; there an update comes once an episode, here every so many seconds.
+A schedule moves the uniform numbers that a draw is made from, so that whatever the distribution, the parameter stays
+in its support, and parameters of different units move alike. The eight schedules of the Real-World RL suite
+(Dulac-Arnold et al. 2020, `perturb_spec`) carry its names; there an update comes once an episode, here every so many
+seconds.
 """
 
 from __future__ import annotations

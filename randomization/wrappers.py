@@ -12,7 +12,6 @@ from gymnasium.utils import RecordConstructorArgs
 from sim2real.errors import ParameterError, did_you_mean
 from sim2real.randomization.env_parameters import Env, after_reset, control_period, parameter_store, refuse_batch
 from sim2real.randomization.initial_state import InitialState, state_access
-from sim2real.randomization.parameters import Array
 from sim2real.randomization.pushes import PushSchedule, Wrench
 from sim2real.randomization.randomization import Randomizations, Randomizer, parse_randomizations, stream
 
@@ -144,10 +143,7 @@ class AppendParameters(gym.ObservationWrapper[Any, Any, Any], RecordConstructorA
             if name not in known:
                 raise ParameterError(f"{name!r} is not randomized{did_you_mean(name, known)}")
         self.names = tuple(names) or known
-        low, high = (dict(zip(known, ends, strict=True)) for ends in self._randomizer.bounds())
-        self.observation_space = appended_space(
-            env.observation_space, np.array([low[n] for n in self.names]), np.array([high[n] for n in self.names])
-        )
+        self.observation_space = appended_space(env.observation_space, len(self.names))
 
     def _find(self) -> Randomizer:
         layer: Any = self.env
@@ -164,18 +160,15 @@ class AppendParameters(gym.ObservationWrapper[Any, Any, Any], RecordConstructorA
         return np.concatenate([observation, values.astype(observation.dtype)])
 
 
-def appended_space(space: gym.Space[Any], low: Array, high: Array) -> gym.Space[Any]:
-    """Return the observation space with parameters between `low` and `high` (P,) appended."""
-    # forced values may lie outside of what is drawn, so the space is not bounded by it
-    low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
+def appended_space(space: gym.Space[Any], parameters: int) -> gym.Space[Any]:
+    """Return the observation space with so many parameters appended; unbounded, since any value can be forced."""
+    low, high = np.full(parameters, -np.inf), np.full(parameters, np.inf)
     if isinstance(space, gym.spaces.Dict):
         return gym.spaces.Dict({**space.spaces, "parameters": gym.spaces.Box(low, high, dtype=np.float64)})
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
         kind: Any = space.dtype
-        if np.issubdtype(kind, np.floating):
-            return gym.spaces.Box(
-                np.concatenate([space.low, low.astype(kind)]), np.concatenate([space.high, high.astype(kind)]), dtype=kind
-            )
+        ends = (np.concatenate([end, own]).astype(kind) for end, own in ((space.low, low), (space.high, high)))
+        return gym.spaces.Box(*ends, dtype=kind)
     raise ParameterError(f"parameters can be appended to a flat Box of real numbers or to a Dict, not to {space}")
 
 
@@ -248,9 +241,7 @@ class Push(_OwnStream, RecordConstructorArgs):
         duration: float = 0.1,
     ) -> None:
         refuse_batch(env)
-        RecordConstructorArgs.__init__(
-            self, body=body, force=force, torque=torque, every=every, duration=duration
-        )
+        RecordConstructorArgs.__init__(self, body=body, force=force, torque=torque, every=every, duration=duration)
         gym.Wrapper.__init__(self, env)
         base: Any = env.unwrapped
         self._wrench = Wrench.from_arguments(base, body, force, torque, every, duration)

@@ -32,13 +32,18 @@ _HOMES = {
     "Plant": "sim2real.plant",
     "Posterior": "sim2real.calibration",
     "Prediction": "sim2real.prediction",
+    "Randomization": "sim2real.randomization",
+    "RandomizeDynamics": "sim2real.randomization.wrappers",
     "RobotModel": "sim2real.randomization",
     "Sim2RealError": "sim2real.errors",
     "Twin": "sim2real.twin",
     "finetune_dynamics": "sim2real.calibration",
+    "gaps": "sim2real.environment_recipe",
     "identify": "sim2real.calibration",
+    "make_vec": "sim2real.randomization.vector",
     "read_logs": "sim2real.logs",
     "run": "sim2real.pipeline",
+    "wrap": "sim2real.environment_recipe",
 }
 __all__ = [*_HOMES]
 

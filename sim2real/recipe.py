@@ -183,7 +183,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file does not exist or is not YAML, or a key is unknown, missing or of the wrong type.
     """
-    file = Path(path)
+    document = read_document(Path(path))
+    for override in overrides:
+        _override(document, override)
+    return parse_recipe(document, str(path))
+
+
+def read_document(file: Path) -> dict[str, Any]:
+    """Read a recipe file as plain data, its paths made absolute.
+
+    Raises:
+        RecipeError: the file does not exist, or is not a mapping in YAML.
+    """
     if not file.is_file():
         near = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         raise RecipeError(f"no recipe at {file}{did_you_mean(file.name, near)}")
@@ -197,9 +208,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for key in ("robot", "logs", "log_schema"):
         if isinstance(document.get(key), str):
             document[key] = _relative_to(document[key], file.resolve().parent, is_robot=key == "robot")
-    for override in overrides:
-        _override(document, override)
-    return parse_recipe(document, str(file))
+    return document
 
 
 def parse_recipe(document: Mapping[str, Any], where: str) -> Recipe:
@@ -211,15 +220,16 @@ def parse_recipe(document: Mapping[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        problems = [_explain(dict(e)) for e in error.errors()]
+        problems = [explain(dict(e), Recipe) for e in error.errors()]
         raise RecipeError(f"{where}: " + "; ".join(problems)) from None
 
 
-def _explain(error: dict[str, Any]) -> str:
+def explain(error: dict[str, Any], root: type[Section]) -> str:
+    """Return what is wrong with a document for `root`, from an error of pydantic."""
     path = [str(p) for p in error["loc"]]
     dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
-        section: Any = Recipe
+        section: Any = root
         for part in path[:-1]:
             section = _section_of(section, part)
         known = section.model_fields if section is not None else {}

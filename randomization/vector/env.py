@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from sim2real.errors import ParameterError
+from sim2real.randomization.env_parameters import JoinedStore
 from sim2real.randomization.initial_state import InitialState, mujoco_state_units
 from sim2real.randomization.mujoco_fields import MujocoFields
 from sim2real.randomization.mujoco_parameters import BatchModels, MujocoParameters
@@ -38,6 +39,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         parameters: what is randomized, and when; see `parse_randomizations`.
         initial_state: as for `RandomizeInitialState`.
         push: the arguments of `Push`, by name.
+        execution: stages between actions and plant, as for `ExecutionGap`, at the substeps.
         max_episode_steps: control steps after which an episode is truncated; 0 for never.
         autoreset_mode: of Gymnasium; in NEXT_STEP mode the step after an episode's end ignores the action.
         threads: to step on; 0 means all the cores of this process.
@@ -55,6 +57,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         parameters: Randomizations = (),
         initial_state: Mapping[str, str] | None = None,
         push: Mapping[str, Any] | None = None,
+        execution: Sequence[Mapping[str, Any]] = (),
         max_episode_steps: int = 0,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         threads: int = 0,
@@ -73,13 +76,22 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(task.action_space, num_envs)
         self.batch = Batch(task.model, num_envs, threads or available_threads(), persistent=task.contact_forces)
         self.plants = Plants(self.batch, task.fields, task.contact_forces)
-        self._store = MujocoParameters(MujocoFields(task.model, name or "the model"), BatchModels(self.batch))
-        self.randomizer = Randomizer(parse_randomizations(parameters), self._store, num_envs, task.dt)
-        self._initial = (
-            None if initial_state is None else InitialState(initial_state, mujoco_state_units(task.model))
+        self._store: ParameterStore = MujocoParameters(
+            MujocoFields(task.model, name or "the model"), BatchModels(self.batch)
         )
+        self._chain = None
+        if execution:
+            from sim2real.adapters import Chain
+            from sim2real.adapters.wrappers import refuse_feedback
+
+            chain = Chain.from_config(execution)
+            refuse_feedback(chain)
+            self._chain = chain.bind(num_envs, task.model.nu, float(task.model.opt.timestep))
+            self._store = JoinedStore((self._store, self._chain))
+        self.randomizer = Randomizer(parse_randomizations(parameters), self._store, num_envs, task.dt)
+        self._initial = InitialState(initial_state, mujoco_state_units(task.model)) if initial_state else None
         self._push: PushSchedule | None = None
-        if push is not None:
+        if push:
             wrench = Wrench.from_arguments(task, **push)
             self._push, self._pushed = PushSchedule(wrench, num_envs, task.dt), wrench.body
         self._rngs: list[np.random.Generator] = []
@@ -128,9 +140,15 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         mask = options.get("reset_mask")
         if mask is None:
             return np.ones(self.num_envs, bool)
-        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+        if (
+            not isinstance(mask, np.ndarray)
+            or mask.shape != (self.num_envs,)
+            or mask.dtype != np.bool_
+            or not mask.any()
+        ):
             raise ParameterError(
-                f"options['reset_mask'] must be a boolean array of shape ({self.num_envs},) with a True in it, found {mask!r}"
+                f"options['reset_mask'] must be a boolean array of shape ({self.num_envs},) with a True in it, "
+                f"found {mask!r}"
             )
         return mask
 
@@ -158,6 +176,8 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         rows = np.flatnonzero(mask)
         ids = None if mask.all() else rows.astype(np.int32)
         self.randomizer.begin(self._streams["dynamics"], mask, fresh, forced)
+        if self._chain is not None:
+            self._chain.reset(mask)
         self.batch.reset(ids, stage=0)
         for i in rows:
             self.plants.qpos[i], self.plants.qvel[i] = self.task.initial(self._rngs[i])
@@ -191,7 +211,8 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if self._done.any():
             if self.autoreset_mode == AutoresetMode.DISABLED:
                 raise gym.error.ResetNeeded(
-                    f"{int(self._done.sum())} episodes have ended: reset(options={{'reset_mask': terminated | truncated}})"
+                    f"{int(self._done.sum())} episodes have ended: "
+                    "reset(options={'reset_mask': terminated | truncated})"
                 )
             starting = self._done if self.autoreset_mode == AutoresetMode.NEXT_STEP else starting
         if starting.any():
@@ -216,9 +237,13 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if self._push is not None:
             self.batch.bind("xfrc_applied")[:, self._pushed] = self._push.next(self._streams["push"], mask)
         before = self.task.before(self.plants)
-        self.plants.ctrl[...] = actions
         ids = None if going is None else np.flatnonzero(going).astype(np.int32)
-        self.batch.step(ids, nstep=self.task.frame_skip)
+        if self._chain is None:
+            self.plants.ctrl[...] = actions
+            self.batch.step(ids, nstep=self.task.frame_skip)
+        else:
+            commands = self._chain.apply(np.repeat(actions[:, None].astype(float), self.task.frame_skip, 1))
+            self.batch.rollout(self.task.frame_skip, commands if ids is None else commands[ids], record=(), ids=ids)
         self.plants.after_step(np.flatnonzero(mask))
         self._elapsed[mask] += 1
         observation = self.task.observe(self.plants, slice(None))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -23,6 +23,7 @@ def make_vec(
     parameters: Randomizations = (),
     initial_state: Mapping[str, str] | None = None,
     push: Mapping[str, Any] | None = None,
+    execution: Sequence[Mapping[str, Any]] = (),
     autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     vectorization: Literal["fastest", "batch", "sync", "async"] = "fastest",
     threads: int = 0,
@@ -40,6 +41,7 @@ def make_vec(
         parameters: what is randomized, and when; see `parse_randomizations`.
         initial_state: as for `RandomizeInitialState`.
         push: the arguments of `Push`, by name.
+        execution: stages between actions and plant, as for `ExecutionGap`.
         autoreset_mode: of Gymnasium.
         vectorization: "batch", "sync" or "async", or "fastest" for batch where there is one and sync elsewhere.
         threads: for the batch; 0 means all the cores of this process.
@@ -55,7 +57,12 @@ def make_vec(
         >>> observations.shape, infos["parameters"]["dynamics.torso.mass"].shape
         ((4, 11), (4,))
     """
-    arguments = {"parameters": parameters, "initial_state": initial_state, "push": push}
+    arguments: dict[str, Any] = {
+        "parameters": parameters,
+        "initial_state": initial_state,
+        "push": push,
+        "execution": execution,
+    }
     if isinstance(env, Task):
         return MujocoVectorEnv(
             env,
@@ -90,7 +97,7 @@ def make_vec(
             )
 
     def one() -> gym.Env[Any, Any]:
-        return randomized(gym.make(env, **kwargs), parameters, initial_state, push)
+        return randomized(gym.make(env, **kwargs), **arguments)
 
     vector = gym.vector.AsyncVectorEnv if vectorization == "async" else gym.vector.SyncVectorEnv
     return vector([one for _ in range(num_envs)], autoreset_mode=autoreset_mode)
@@ -101,12 +108,17 @@ def randomized(
     parameters: Randomizations = (),
     initial_state: Mapping[str, str] | None = None,
     push: Mapping[str, Any] | None = None,
+    execution: Sequence[Mapping[str, Any]] = (),
 ) -> gym.Env[Any, Any]:
-    """Wrap a single environment in what is asked for."""
+    """Wrap a single environment in what is asked for; the arguments are those of `make_vec`."""
     if initial_state:
         env = RandomizeInitialState(env, initial_state)
     if push:
         env = Push(env, **push)
+    if execution:
+        from sim2real.adapters import ExecutionGap
+
+        env = ExecutionGap(env, execution)
     if parameters:
         env = RandomizeDynamics(env, parameters)
     return env

@@ -1,4 +1,4 @@
-"""What makes a reinforcement-learning problem of n plants of one MuJoCo model: observation, reward, termination, start."""
+"""What makes a learning problem of n plants of one MuJoCo model: observation, reward, termination, start."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class Plants:
         try:
             return self._arrays[name]
         except KeyError:
-            raise AttributeError(f"the task did not ask for the field {name!r}; it has {', '.join(self._arrays)}") from None
+            raise AttributeError(
+                f"the task did not ask for the field {name!r}; it has {', '.join(self._arrays)}"
+            ) from None
 
     def model_field(self, name: str) -> Array:
         """Return a field of the models, (n, ...), as randomized, or (1, ...) where it is the same for all."""

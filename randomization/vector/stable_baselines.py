@@ -1,0 +1,105 @@
+"""Vector environments for stable-baselines3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from sim2real.errors import ParameterError, require
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+
+def to_stable_baselines(envs: gym.vector.VectorEnv[Any, Any, Any]) -> VecEnv:
+    """Return a vector environment as the `VecEnv` that stable-baselines3 trains on.
+
+    stable-baselines3 resets in the step that ends an episode, so make the environments with
+    `autoreset_mode="SameStep"`. In the step that ends an episode `infos[i]` has the keys of the single
+    environment, "terminal_observation" and "TimeLimit.truncated"; in the others it is empty, since n dictionaries would
+    cost more than the physics. Rewards and lengths of episodes come from stable-baselines3's own `VecMonitor`.
+
+    Raises:
+        ParameterError: another autoreset mode.
+        MissingExtraError: stable-baselines3 is not installed.
+    """
+    require("stable_baselines3", "rl")
+    from stable_baselines3.common.vec_env import VecEnv
+
+    if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+        raise ParameterError(
+            "stable-baselines3 resets in the step that ends an episode: make_vec(..., autoreset_mode='SameStep')"
+        )
+
+    class Adapter(VecEnv):
+        """A Gymnasium vector environment behind the interface of stable-baselines3."""
+
+        def __init__(self) -> None:
+            self.envs = envs
+            self._seeds_given: int | Sequence[int | None] | None = None
+            super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+
+        def reset(self) -> Any:
+            observations, infos = envs.reset(seed=self._given(), options=self._option())
+            self.reset_infos = [_single(infos, i) for i in range(self.num_envs)]
+            self._reset_seeds()
+            self._reset_options()
+            return observations
+
+        def _given(self) -> list[int | None] | None:
+            seeds = [None if s is None else int(s) for s in self._seeds]
+            return seeds if any(s is not None for s in seeds) else None
+
+        def _option(self) -> dict[str, Any] | None:
+            """The options of all environments: stable-baselines3 keeps some for each, we take what is the same."""
+            first = dict(self._options[0]) if self._options and self._options[0] else {}
+            if any((dict(o) if o else {}) != first for o in self._options):
+                raise ParameterError("options must be the same for all environments; arrays (n,) may differ inside")
+            return first or None
+
+        def step_async(self, actions: Any) -> None:
+            self._actions = actions
+
+        def step_wait(self) -> Any:
+            observations, rewards, terminated, truncated, infos = envs.step(self._actions)
+            done = terminated | truncated
+            singles: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+            for i in np.flatnonzero(done):
+                singles[i] = _single(infos["final_info"], i)
+                singles[i]["terminal_observation"] = infos["final_obs"][i]
+                singles[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+                self.reset_infos[i] = _single(infos, i)
+            return observations, np.asarray(rewards, np.float32), done, singles
+
+        def close(self) -> None:
+            envs.close()
+
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+            value = getattr(envs, attr_name)
+            return [value for _ in self._get_indices(indices)]
+
+        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+            raise ParameterError(f"{attr_name} belongs to all environments together: set it on the vector environment")
+
+        def env_method(self, method_name: str, *arguments: Any, indices: Any = None, **named: Any) -> list[Any]:
+            value = getattr(envs, method_name)(*arguments, **named)
+            return [value for _ in self._get_indices(indices)]
+
+        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+            return [False for _ in self._get_indices(indices)]
+
+    return Adapter()
+
+
+def _single(infos: dict[str, Any], i: int) -> dict[str, Any]:
+    """Return the info of environment i."""
+    out: dict[str, Any] = {}
+    for key, value in infos.items():
+        if key.startswith(("_", "final_")) or not infos.get(f"_{key}", np.ones(i + 1, bool))[i]:
+            continue
+        out[key] = _single(value, i) if isinstance(value, dict) else value[i]
+    return out

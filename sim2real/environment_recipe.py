@@ -1,0 +1,140 @@
+"""All of a recipe's gaps around an environment: `wrap` for one, `gaps` for the arguments of `make_vec`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+from pydantic import Field, ValidationError
+
+from sim2real.errors import RecipeError
+from sim2real.recipe import Recipe, Section, explain, read_document
+
+
+class EnvironmentRecipe(Section):
+    """What differs between a simulated environment and the robot: a recipe that is about an environment only.
+
+    Attributes:
+        env: id of the environment, for the command line.
+        robot: or a robot file, whose parameters these are.
+        parameters: `{name: notation}`, drawn at every reset.
+        randomization: more of them, with other times: `[{parameters: ..., when: startup}, ...]`.
+        execution: stages between actions and plant.
+        initial_state: `{name: notation}`.
+        push: arguments of `Push`, by name.
+    """
+
+    env: str | None = None
+    robot: str | None = None
+    parameters: dict[str, str] = Field(default_factory=dict)
+    randomization: list[dict[str, Any]] = Field(default_factory=list)
+    execution: list[dict[str, Any]] = Field(default_factory=list)
+    initial_state: dict[str, str] = Field(default_factory=dict)
+    push: dict[str, Any] = Field(default_factory=dict)
+
+
+RecipeLike = str | Path | Mapping[str, Any] | Recipe | EnvironmentRecipe
+
+
+def load_environment_recipe(recipe: RecipeLike) -> EnvironmentRecipe:
+    """Read a recipe about an environment; of a recipe of the whole loop, the parts about gaps.
+
+    Raises:
+        RecipeError: it cannot be read, or has an unknown key.
+    """
+    if isinstance(recipe, EnvironmentRecipe):
+        return recipe
+    if isinstance(recipe, Recipe):
+        return EnvironmentRecipe(robot=recipe.robot, parameters=recipe.parameters, execution=recipe.execution)
+    where = "recipe" if isinstance(recipe, Mapping) else str(recipe)
+    document = dict(recipe) if isinstance(recipe, Mapping) else read_document(Path(recipe))
+    if "control" in document:  # a recipe of the whole loop
+        document = {key: document[key] for key in ("robot", "parameters", "execution") if key in document}
+    try:
+        return EnvironmentRecipe.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(
+            f"{where}: " + "; ".join(explain(dict(e), EnvironmentRecipe) for e in error.errors())
+        ) from None
+
+
+def gaps(recipe: RecipeLike) -> dict[str, Any]:
+    """Return a recipe's gaps as the arguments of `make_vec`: `make_vec(id, 64, **gaps("recipe.yaml"))`."""
+    r = load_environment_recipe(recipe)
+    parameters: list[dict[str, Any]] = [{"parameters": r.parameters}] if r.parameters else []
+    return {
+        "parameters": [*parameters, *r.randomization],
+        "execution": r.execution,
+        "initial_state": r.initial_state,
+        "push": r.push,
+    }
+
+
+def wrap(env: gym.Env[Any, Any], recipe: RecipeLike) -> gym.Env[Any, Any]:
+    """Put all of a recipe's gaps around an environment.
+
+    Args:
+        env: a single environment.
+        recipe: a file, a mapping with the keys of `EnvironmentRecipe`, or a `Recipe` of the whole loop, whose
+            `parameters` and `execution` are used.
+
+    Raises:
+        RecipeError: the recipe cannot be read.
+        ParameterError: it names what the environment does not have.
+
+    Example:
+        >>> env = wrap(
+        ...     gym.make("HalfCheetah-v5"),
+        ...     {
+        ...         "execution": [{"stage": "latency"}],
+        ...         "parameters": {"dynamics.torso.mass": "*U(0.8, 1.2)", "execution.latency.delay": "=U(0, 0.02) s"},
+        ...     },
+        ... )
+        >>> sorted(env.reset(seed=0)[1]["parameters"])
+        ['dynamics.torso.mass', 'execution.latency.delay']
+    """
+    from sim2real.randomization.vector.make import randomized
+
+    return randomized(env, **gaps(recipe))
+
+
+def starter_recipe(target: str, names: Mapping[str, float], is_env: bool) -> str:
+    """Return a recipe in YAML that randomizes cautiously what the names have in common.
+
+    Args:
+        target: id of an environment or a robot file.
+        names: every parameter with its nominal value.
+        is_env: which of the two it is.
+    """
+    chosen: dict[str, str] = Field(default_factory=dict)
+    for field, notation in CAUTIOUS.items():
+        found = [n for n in names if n.startswith("dynamics.") and n.rsplit(".", 1)[1] == field and names[n] != 0]
+        if not found:
+            continue
+        every = [n for n in names if n.startswith("dynamics.") and n.rsplit(".", 1)[1] == field]
+        if len(found) == len(every) and len(found) > 1:
+            chosen[f"dynamics.*.{field}"] = notation
+        else:
+            chosen |= dict.fromkeys(found, notation.removesuffix(" each"))
+    if not chosen:
+        chosen = {n: "*U(0.9, 1.1)" for n, value in names.items() if value != 0 and n.startswith("dynamics.")}
+    key = "env" if is_env else "robot"
+    head = f"# Cautious ranges around the nominal values: widen what you know least.\n{key}: {target}\n"
+    return head + yaml.safe_dump({"parameters": chosen}, sort_keys=False, allow_unicode=True, width=120)
+
+
+CAUTIOUS = {
+    "mass": "*U(0.9, 1.1) each",
+    "damping": "*U(0.8, 1.25) each",
+    "frictionloss": "*U(0.8, 1.25) each",
+    "armature": "*U(0.9, 1.1) each",
+    "friction[0]": "*U(0.8, 1.2)",
+    "gear": "*U(0.95, 1.05) each",
+    "kp": "*U(0.9, 1.1) each",
+    "kv": "*U(0.9, 1.1) each",
+    "density": "*U(0.9, 1.1)",
+    "gravity": "*U(0.99, 1.01)",
+}
