@@ -316,8 +316,8 @@ def refuse_batch(env: Any) -> None:
     if isinstance(count, int) and not isinstance(count, bool):
         raise ParameterError(
             f"{type(env.unwrapped).__name__} is a gymnasium.Env that holds a batch of {count} environments (as Isaac "
-            "Lab's do), and this wrapper is for a single one: randomize it with the event manager of its own framework, "
-            "or rebuild it with sim2real.make_vec(model.xml, task=...)"
+            "Lab's do), and this wrapper is for a single one: randomize it with the event manager of its own "
+            "framework, or rebuild it with sim2real.make_vec(FunctionTask(...))"
         )
 
 

@@ -216,7 +216,7 @@ def _bodies(m: Any) -> Iterator[Entry]:
             spread = Address(
                 (Place("body_inertia", (i,)),),
                 "kg·m²",
-                "how far mass lies along a principal axis",
+                "spread of mass along a principal axis",
                 low=0.0,
                 view="second_moment",
                 component=k,
@@ -229,15 +229,15 @@ def _bodies(m: Any) -> Iterator[Entry]:
             com = Address((Place("body_ipos", (i, k)),), "m", "centre of mass in the frame of the body")
             yield *entry, f"com[{k}]", why or simple or com
         places, shapeless = _size_places(m, i)
-        size = Address(
+        scale = Address(
             places,
             "",
-            "all lengths of the body and of what hangs on it where; inertia follows, mass stays",
+            "all lengths of the link; its inertia follows, its mass stays",
             low=1e-3,
             leads=i,
             power=2,
         )
-        yield *entry, "size", why or shapeless or size
+        yield *entry, "scale", why or shapeless or scale
 
 
 # Types of geoms whose extent is in `geom_size`, and how many numbers of it they use.
@@ -362,9 +362,9 @@ def _contacts(m: Any) -> Iterator[Entry]:
         directions = int(max(m.geom_condim[i], m.geom_condim[partners].max(initial=0)))
         for k, (unit, needed, affects) in enumerate(
             (
-                ("", 3, "sliding friction; the larger of the two geoms in contact counts"),
-                ("m", 4, "torsional friction; the larger of the two geoms in contact counts"),
-                ("m", 6, "rolling friction; the larger of the two geoms in contact counts"),
+                ("", 3, "sliding friction; the larger of two geoms counts"),
+                ("m", 4, "torsional friction; the larger of two geoms counts"),
+                ("m", 6, "rolling friction; the larger of two geoms counts"),
             )
         ):
             few = f"its contacts have condim {directions}, which needs {needed}" if directions < needed else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,16 @@ def _parser() -> argparse.ArgumentParser:
     check = actions.add_parser("check", help="read logs with a schema and print what they hold")
     check.add_argument("path", type=Path)
     check.add_argument("--schema", type=Path, required=True, help="YAML file that says what the columns are")
-    parameters = verbs.add_parser("parameters", help="list every parameter of a robot")
-    parameters.add_argument("robot", help="name of a packaged robot, or an MJCF or URDF file")
+    parameters = verbs.add_parser("parameters", help="list every parameter of an environment or a robot")
+    parameters.add_argument("target", help="id of a Gymnasium environment, name of a packaged robot, or robot file")
+    parameters.add_argument("--yaml", action="store_true", help="write a starter recipe with cautious ranges instead")
+    preview = verbs.add_parser(
+        "preview", help="show what a recipe randomizes in an environment, and how much it matters"
+    )
+    preview.add_argument("recipe", help="YAML recipe with `parameters:`, as `sim2real parameters ID --yaml` writes it")
+    preview.add_argument("--env", help="id of the environment, where the recipe does not say `env:`")
+    preview.add_argument("--steps", type=int, default=100, help="control steps of a trial (default: 100)")
+    preview.add_argument("--seed", type=int, default=0, help="of start, actions and draws (default: 0)")
     verbs.add_parser("doctor", help="print versions, devices and extras")
     return parser
 
@@ -62,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    # a table that goes into a file or a pipe is not cut to the width of a screen
+    width = None if sys.stdout.isatty() else 200
+    console = Console(highlight=False, soft_wrap=True, width=width)
     try:
         _dispatch(options, console)
     except Sim2RealError as error:
@@ -93,6 +103,8 @@ def _dispatch(options: argparse.Namespace, console: Console) -> None:
         _check_logs(options, console)
     elif options.verb == "parameters":
         _parameters(options, console)
+    elif options.verb == "preview":
+        _preview(options, console)
     else:
         _doctor(console)
 
@@ -212,13 +224,70 @@ def _check_logs(options: argparse.Namespace, console: Console) -> None:
 def _parameters(options: argparse.Namespace, console: Console) -> None:
     from rich.table import Table
 
-    from sim2real.randomization import RobotModel
+    from sim2real.environment_recipe import starter_recipe
+    from sim2real.preview import find_parameters
+    from sim2real.randomization.env_parameters import affects
+    from sim2real.randomization.mujoco_fields import MujocoFields
 
-    model = RobotModel(options.robot)
-    table = Table("parameter", "nominal", "unit", box=None, pad_edge=False)
-    for name, value in model.nominal.items():
-        table.add_row(_plain(name), f"{value:.6g}", model.addresses[name].unit)
+    found, is_env = find_parameters(options.target)
+    if isinstance(found, MujocoFields):
+        nominal = found.nominal
+        units = {name: a.unit for name, a in found.addresses.items()}
+        effects = {name: a.affects for name, a in found.addresses.items()}
+    else:
+        nominal, units, effects = found.nominal(), found.units(), affects(found)
+    if options.yaml:
+        print(starter_recipe(options.target, nominal, is_env), end="")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("parameter", "shape", "nominal", "unit"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("affects")
+    for name, parts in _vectors(nominal).items():
+        values = ", ".join(f"{nominal[part]:.6g}" for part in parts)
+        shape = f"({len(parts)},)" if parts != [name] else ""
+        found_units = list(dict.fromkeys(units[part] for part in parts))
+        text = list(dict.fromkeys(effects[part] for part in parts))
+        table.add_row(_plain(name), shape, values, ", ".join(u or "1" for u in found_units), "; ".join(text))
     console.print(table)
+    console.print(
+        f"{len(nominal)} numbers. Components are name\\[0], name\\[1], ...; the name of a vector means all of them; * and "
+        "? match names.\nA starter recipe: sim2real parameters "
+        f"{_plain(options.target)} --yaml"
+    )
+
+
+def _vectors(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group the components of vectors: name -> its components, or itself."""
+    out: dict[str, list[str]] = {}
+    for name in names:
+        out.setdefault(name.rpartition("[")[0] if name.endswith("]") else name, []).append(name)
+    return out
+
+
+def _preview(options: argparse.Namespace, console: Console) -> None:
+    from rich.table import Table
+
+    from sim2real.preview import preview, recipe_target
+
+    env = options.env or recipe_target(options.recipe)
+    with console.status(f"trying each parameter alone on {env}"):
+        rows = preview(env, options.recipe, steps=options.steps, seed=options.seed)
+    table = Table(box=None, pad_edge=False)
+    for title in ("parameter", "drawn", "nominal", "5 %", "95 %", "unit", "effect"):
+        table.add_column(title, no_wrap=True)
+    for row in rows:
+        effect = f"{row.effect:.2g}" if row.effect else "[red]none[/]"
+        values = (f"{x:.4g}" for x in (row.nominal, row.low, row.high))
+        table.add_row(_plain(row.name), _plain(row.notation), *values, row.unit or "1", effect)
+    console.print(table)
+    console.print("effect: mean distance between the trajectories at 5 % and 95 %, in deviations of the observations")
+    without = [row.name for row in rows if not row.effect]
+    if without:
+        console.print(
+            f"[red]no effect[/] within {options.steps} steps of random actions: {_plain(', '.join(without))} "
+            "(of the frictions of two geoms in contact the larger counts; --steps tries longer)"
+        )
 
 
 def _doctor(console: Console) -> None:

@@ -109,7 +109,7 @@ def starter_recipe(target: str, names: Mapping[str, float], is_env: bool) -> str
         names: every parameter with its nominal value.
         is_env: which of the two it is.
     """
-    chosen: dict[str, str] = Field(default_factory=dict)
+    chosen: dict[str, str] = {}
     for field, notation in CAUTIOUS.items():
         found = [n for n in names if n.startswith("dynamics.") and n.rsplit(".", 1)[1] == field and names[n] != 0]
         if not found:

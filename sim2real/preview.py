@@ -1,0 +1,166 @@
+"""What a recipe randomizes, within which limits, and whether it matters: shown before anybody trains on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim2real.environment_recipe import RecipeLike, gaps, load_environment_recipe
+from sim2real.errors import RecipeError, did_you_mean
+from sim2real.randomization.env_parameters import parameter_store
+from sim2real.randomization.mujoco_fields import MujocoFields
+from sim2real.randomization.parameters import Array, ParameterStore
+from sim2real.randomization.vector.make import randomized
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """One parameter that a recipe randomizes.
+
+    Attributes:
+        name: of the parameter.
+        notation: how it is drawn, and when.
+        nominal: value [unit].
+        low, high: 5 % and 95 % quantile of what is drawn [unit].
+        unit: SI unit.
+        effect: mean distance between the trajectories at `low` and at `high`, over the spread of the observations in
+            the nominal one; 0 if they are the same to the bit.
+    """
+
+    name: str
+    notation: str
+    nominal: float
+    low: float
+    high: float
+    unit: str
+    effect: float
+
+
+def preview(env: gym.Env[Any, Any] | str, recipe: RecipeLike, *, steps: int = 100, seed: int = 0) -> list[PreviewRow]:
+    """Draw what a recipe randomizes and try each parameter alone, with the same start and the same random actions.
+
+    Args:
+        env: a single environment, or its id.
+        recipe: as for `wrap`.
+        steps: control steps of a trial.
+        seed: of start, actions and draws.
+
+    Raises:
+        RecipeError, ParameterError: the recipe cannot be used on the environment.
+    """
+    import gymnasium as gym
+
+    base = gym.make(env) if isinstance(env, str) else env
+    arguments = gaps(recipe)
+    if not arguments["parameters"]:
+        raise RecipeError("the recipe randomizes no parameters: give it `parameters: {name: notation}`")
+    wrapped: Any = randomized(base, **arguments)
+    randomizer = wrapped.randomizer
+    store: ParameterStore = randomizer.store
+    nominal, units = store.nominal(), store.units()
+    draws = _draws(wrapped, seed, 200)
+    # with everything at its nominal value but one, which is forced
+    rest = {name: nominal[name] for name in randomizer.names}
+    reference = _trajectory(wrapped, rest, steps, seed)
+    spread = np.maximum(reference.std(0), 1e-9)
+    rows = []
+    notations = _notations(arguments["parameters"], nominal)
+    for name in randomizer.names:
+        low, high = (float(x) for x in np.quantile(draws[name], [0.05, 0.95], method="nearest"))
+        ends = [_trajectory(wrapped, rest | {name: value}, steps, seed) for value in (low, high)]
+        both = min(map(len, ends))
+        effect = float(np.mean(np.abs(ends[1][:both] - ends[0][:both]) / spread)) + abs(len(ends[0]) - len(ends[1]))
+        rows.append(PreviewRow(name, notations[name], nominal[name], low, high, units[name], effect))
+    return rows
+
+
+def _draws(env: Any, seed: int, episodes: int) -> dict[str, Array]:
+    """What `episodes` seeded resets draw: name -> (episodes,)."""
+    found = [env.reset(seed=seed + k)[1]["parameters"] for k in range(episodes)]
+    return {name: np.array([f[name] for f in found]) for name in found[0]}
+
+
+def _trajectory(env: Any, values: Mapping[str, float], steps: int, seed: int) -> Array:
+    """Observations (T, O) of an episode with the same start and actions, whatever the parameters."""
+    import gymnasium as gym
+
+    observation, _ = env.reset(seed=seed, options={"parameters": dict(values)})
+    env.action_space.seed(seed)
+    out = []
+    for _ in range(steps):
+        observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        out.append(gym.spaces.flatten(env.observation_space, observation).astype(float))
+        if terminated or truncated:
+            break
+    return np.array(out)
+
+
+def _notations(groups: list[dict[str, Any]], nominal: Mapping[str, float]) -> dict[str, str]:
+    from sim2real.randomization.addressing import match_names
+    from sim2real.randomization.parameters import name_parts
+
+    out = {}
+    for group in groups:
+        when = group.get("when", "reset")
+        text = when if isinstance(when, str) else ", ".join(f"{kind} {_arguments(a)}" for kind, a in when.items())
+        for pattern, notation in group["parameters"].items():
+            for part in name_parts(pattern):
+                for name in match_names(part, nominal):
+                    out[name] = notation if text == "reset" else f"{notation} at {text}"
+    return out
+
+
+def _arguments(arguments: Any) -> str:
+    if isinstance(arguments, Mapping):
+        return " ".join(f"{key}={value}" for key, value in arguments.items())
+    return str(arguments)
+
+
+def recipe_target(recipe: RecipeLike) -> str:
+    """Return the id of the environment that a recipe is for.
+
+    Raises:
+        RecipeError: it does not say.
+    """
+    found = load_environment_recipe(recipe).env
+    if found is None:
+        raise RecipeError("the recipe does not say for which environment it is: give it `env: HalfCheetah-v5`, say")
+    return found
+
+
+def find_parameters(target: str) -> tuple[ParameterStore | MujocoFields, bool]:
+    """Find the parameters of an environment, by id, or of a robot, by file or name.
+
+    Returns:
+        what knows them, and whether it is an environment.
+
+    Raises:
+        RobotError: neither an environment nor a robot.
+    """
+    from pathlib import Path
+
+    import gymnasium as gym
+
+    from sim2real.errors import RobotError
+    from sim2real.randomization import robots
+    from sim2real.randomization.mujoco_model import load_mujoco
+
+    if Path(target).suffix in (".xml", ".urdf", ".mjcf", ".mjb") or target in robots.ROBOTS:
+        return MujocoFields(load_mujoco(target), target), False
+    try:
+        env = gym.make(target)
+    except gym.error.UnregisteredEnv:
+        known = [*gym.registry, *robots.ROBOTS]
+        raise RobotError(
+            f"{target!r} is neither the id of an environment nor a robot (a file, or one of {', '.join(robots.ROBOTS)})"
+            f"{did_you_mean(target, known)}"
+        ) from None
+    except gym.error.DependencyNotInstalled as error:
+        raise RobotError(f"{target} cannot be made: {error}") from None
+    return parameter_store(env), True
