@@ -75,6 +75,8 @@ class BoundParameters:
         for p in parameters:
             targets = match_names(p.name, self._nominal, silent_names(store))
             self._check(p, targets, units)
+            if p.operation == "scale":  # of several, those that a factor cannot change are left alone
+                targets = tuple(t for t in targets if self._nominal[t] != 0)
             if p.shared or len(targets) == 1:
                 expanded.append(p)
                 self.targets[p.name] = targets

@@ -240,7 +240,7 @@ class MujocoParameters:
                 if (both[:, 0] >= both[:, 1]).any():
                     raise ParameterError(f"{name}: the lower end must lie below the upper one, found {both[0]}")
             elif field == "opt.wind":
-                still = np.ones(int(rows.sum()), bool)
+                still = self._arrays.edit(field)[rows][:, index[0]].astype(float) != 0
                 for medium in ("opt.density", "opt.viscosity"):
                     still &= self._arrays.edit(medium)[rows].astype(float) == 0
                 if still.any():

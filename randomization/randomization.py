@@ -160,6 +160,15 @@ class Randomizer:
         self._forced: dict[str, NDArray[np.bool_]] = {}
         self.moving = any(isinstance(g.when, Schedule) for g in self._groups)
 
+    def draws(self) -> dict[str, tuple[tuple[str, ...], str]]:
+        """Return what is drawn: name or pattern -> the parameters that it is written to, and its notation."""
+        out = {}
+        for g in self._groups:
+            when = "" if g.when == "reset" else f" at {g.when if isinstance(g.when, str) else g.when.describe()}"
+            for p in g.bound.parameters:
+                out[p.name] = g.bound.targets[p.name], p.notation + when
+        return out
+
     def begin(
         self,
         streams: Sequence[np.random.Generator],

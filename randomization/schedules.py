@@ -61,6 +61,11 @@ class Schedule(ABC):
         """Return how far (n, 1) the parameter has moved from its nominal value to the draw: 0 not at all, 1 fully."""
         return np.ones_like(time)
 
+    def describe(self) -> str:
+        """Return the schedule in words: `sinusoid period=3`."""
+        arguments = [f"{key}={value:g}" for key, value in asdict(self).items() if value or key != "every"]
+        return " ".join([self.kind, *arguments])
+
     def to_config(self) -> dict[str, Any]:
         """Return `{kind: {argument: value}}`, which `parse_schedule` reads."""
         return {self.kind: asdict(self)}

@@ -24,6 +24,7 @@ _HOMES = {
     "Chain": "sim2real.adapters",
     "EnsembleDynamics": "sim2real.world_model",
     "Episode": "sim2real.episodes",
+    "FunctionTask": "sim2real.randomization.vector",
     "LogSchema": "sim2real.logs",
     "MPPI": "sim2real.planning",
     "MujocoSimulator": "sim2real.randomization",
@@ -43,6 +44,7 @@ _HOMES = {
     "make_vec": "sim2real.randomization.vector",
     "read_logs": "sim2real.logs",
     "run": "sim2real.pipeline",
+    "to_stable_baselines": "sim2real.randomization.vector",
     "wrap": "sim2real.environment_recipe",
 }
 __all__ = [*_HOMES]

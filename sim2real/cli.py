@@ -251,9 +251,8 @@ def _parameters(options: argparse.Namespace, console: Console) -> None:
         table.add_row(_plain(name), shape, values, ", ".join(u or "1" for u in found_units), "; ".join(text))
     console.print(table)
     console.print(
-        f"{len(nominal)} numbers. Components are name\\[0], name\\[1], ...; the name of a vector means all of them; * and "
-        "? match names.\nA starter recipe: sim2real parameters "
-        f"{_plain(options.target)} --yaml"
+        f"{len(nominal)} numbers. Components are name\\[0], name\\[1], ...; the name of a vector means all of them; * "
+        f"and ? match names.\nA starter recipe: sim2real parameters {_plain(options.target)} --yaml"
     )
 
 
@@ -274,14 +273,16 @@ def _preview(options: argparse.Namespace, console: Console) -> None:
     with console.status(f"trying each parameter alone on {env}"):
         rows = preview(env, options.recipe, steps=options.steps, seed=options.seed)
     table = Table(box=None, pad_edge=False)
-    for title in ("parameter", "drawn", "nominal", "5 %", "95 %", "unit", "effect"):
+    for title in ("parameter", "drawn", "written to", "nominal", "5 %", "95 %", "unit", "effect"):
         table.add_column(title, no_wrap=True)
     for row in rows:
         effect = f"{row.effect:.2g}" if row.effect else "[red]none[/]"
         values = (f"{x:.4g}" for x in (row.nominal, row.low, row.high))
-        table.add_row(_plain(row.name), _plain(row.notation), *values, row.unit or "1", effect)
+        table.add_row(_plain(row.name), _plain(row.notation), str(len(row.targets)), *values, row.unit or "1", effect)
     console.print(table)
-    console.print("effect: mean distance between the trajectories at 5 % and 95 %, in deviations of the observations")
+    console.print(
+        "effect: how far the trajectories at 5 % and 95 % lie apart; 0.5 is as far as observations spread anyway"
+    )
     without = [row.name for row in rows if not row.effect]
     if without:
         console.print(

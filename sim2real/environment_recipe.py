@@ -114,11 +114,10 @@ def starter_recipe(target: str, names: Mapping[str, float], is_env: bool) -> str
         found = [n for n in names if n.startswith("dynamics.") and n.rsplit(".", 1)[1] == field and names[n] != 0]
         if not found:
             continue
-        every = [n for n in names if n.startswith("dynamics.") and n.rsplit(".", 1)[1] == field]
-        if len(found) == len(every) and len(found) > 1:
+        if len(found) > 1:
             chosen[f"dynamics.*.{field}"] = notation
         else:
-            chosen |= dict.fromkeys(found, notation.removesuffix(" each"))
+            chosen[found[0]] = notation.removesuffix(" each")
     if not chosen:
         chosen = {n: "*U(0.9, 1.1)" for n, value in names.items() if value != 0 and n.startswith("dynamics.")}
     key = "env" if is_env else "robot"

@@ -206,7 +206,8 @@ class StagedRun:
         observation, covariance = self.observation()
         posterior, twin = self.posterior, setup.twin
         nominal = {name: setup.plant.nominal()[name] for name in posterior.names}
-        rivals = {"before": (setup.plant, nominal), "oracle": (twin.plant, twin.values)}
+        true = {name: twin.values[name] for name in dict.fromkeys([*posterior.names, *twin.truth])}
+        rivals = {"before": (setup.plant, nominal), "oracle": (twin.plant, true)}
         contestants = {
             "fallback": controllers.Controller(None, setup.plant, posterior.values),
             "after": controllers.Controller(self.model("finetuned"), setup.plant, posterior.values),

@@ -13,6 +13,7 @@ from sim2real.errors import RecipeError, did_you_mean
 from sim2real.randomization.env_parameters import parameter_store
 from sim2real.randomization.mujoco_fields import MujocoFields
 from sim2real.randomization.parameters import Array, ParameterStore
+from sim2real.randomization.randomization import Randomizer
 from sim2real.randomization.vector.make import randomized
 
 if TYPE_CHECKING:
@@ -21,19 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """One parameter that a recipe randomizes.
+    """One draw of a recipe, and what it does.
 
     Attributes:
-        name: of the parameter.
+        name: of the parameter, or the pattern of those that share the draw.
+        targets: the parameters that it is written to.
         notation: how it is drawn, and when.
-        nominal: value [unit].
-        low, high: 5 % and 95 % quantile of what is drawn [unit].
+        nominal: value of the first of them [unit].
+        low, high: 5 % and 95 % quantile of what is drawn for it [unit].
         unit: SI unit.
-        effect: mean distance between the trajectories at `low` and at `high`, over the spread of the observations in
-            the nominal one; 0 if they are the same to the bit.
+        effect: how far the trajectories at the two ends lie apart: 0 not at all, 0.5 about as far as the observations
+            spread in the nominal one, towards 1 much further.
     """
 
     name: str
+    targets: tuple[str, ...]
     notation: str
     nominal: float
     low: float
@@ -43,7 +46,7 @@ class PreviewRow:
 
 
 def preview(env: gym.Env[Any, Any] | str, recipe: RecipeLike, *, steps: int = 100, seed: int = 0) -> list[PreviewRow]:
-    """Draw what a recipe randomizes and try each parameter alone, with the same start and the same random actions.
+    """Draw what a recipe randomizes, and try each draw alone, with the same start and the same random actions.
 
     Args:
         env: a single environment, or its id.
@@ -61,22 +64,25 @@ def preview(env: gym.Env[Any, Any] | str, recipe: RecipeLike, *, steps: int = 10
     if not arguments["parameters"]:
         raise RecipeError("the recipe randomizes no parameters: give it `parameters: {name: notation}`")
     wrapped: Any = randomized(base, **arguments)
-    randomizer = wrapped.randomizer
-    store: ParameterStore = randomizer.store
-    nominal, units = store.nominal(), store.units()
+    randomizer: Randomizer = wrapped.randomizer
+    nominal, units = randomizer.store.nominal(), randomizer.store.units()
     draws = _draws(wrapped, seed, 200)
-    # with everything at its nominal value but one, which is forced
+    # with everything at its nominal value but what is tried
     rest = {name: nominal[name] for name in randomizer.names}
-    reference = _trajectory(wrapped, rest, steps, seed)
-    spread = np.maximum(reference.std(0), 1e-9)
+    spread = np.maximum(_trajectory(wrapped, rest, steps, seed).std(0), 1e-9)
     rows = []
-    notations = _notations(arguments["parameters"], nominal)
-    for name in randomizer.names:
-        low, high = (float(x) for x in np.quantile(draws[name], [0.05, 0.95], method="nearest"))
-        ends = [_trajectory(wrapped, rest | {name: value}, steps, seed) for value in (low, high)]
-        both = min(map(len, ends))
-        effect = float(np.mean(np.abs(ends[1][:both] - ends[0][:both]) / spread)) + abs(len(ends[0]) - len(ends[1]))
-        rows.append(PreviewRow(name, notations[name], nominal[name], low, high, units[name], effect))
+    for name, (targets, notation) in randomizer.draws().items():
+        order = np.argsort(draws[targets[0]], kind="stable")
+        ends = [order[round(share * (len(order) - 1))] for share in (0.05, 0.95)]
+        tried = [_trajectory(wrapped, rest | {t: float(draws[t][k]) for t in targets}, steps, seed) for k in ends]
+        both = min(map(len, tried))
+        distance = np.abs(tried[1][:both] - tried[0][:both])
+        # an episode that ends sooner is different from there on
+        apart = float((distance / (distance + spread)).mean(1).sum() + abs(len(tried[0]) - len(tried[1])))
+        low, high = (float(draws[targets[0]][k]) for k in ends)
+        first = targets[0]
+        effect = apart / max(map(len, tried))
+        rows.append(PreviewRow(name, targets, notation, nominal[first], low, high, units[first], effect))
     return rows
 
 
@@ -99,27 +105,6 @@ def _trajectory(env: Any, values: Mapping[str, float], steps: int, seed: int) ->
         if terminated or truncated:
             break
     return np.array(out)
-
-
-def _notations(groups: list[dict[str, Any]], nominal: Mapping[str, float]) -> dict[str, str]:
-    from sim2real.randomization.addressing import match_names
-    from sim2real.randomization.parameters import name_parts
-
-    out = {}
-    for group in groups:
-        when = group.get("when", "reset")
-        text = when if isinstance(when, str) else ", ".join(f"{kind} {_arguments(a)}" for kind, a in when.items())
-        for pattern, notation in group["parameters"].items():
-            for part in name_parts(pattern):
-                for name in match_names(part, nominal):
-                    out[name] = notation if text == "reset" else f"{notation} at {text}"
-    return out
-
-
-def _arguments(arguments: Any) -> str:
-    if isinstance(arguments, Mapping):
-        return " ".join(f"{key}={value}" for key, value in arguments.items())
-    return str(arguments)
 
 
 def recipe_target(recipe: RecipeLike) -> str:

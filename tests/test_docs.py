@@ -1,0 +1,37 @@
+"""The code of the page on environments runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+
+from sim2real import RandomizeDynamics, gaps, make_vec, wrap
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+
+
+def test_python_runs() -> None:
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+        if "MyEnv" not in block:
+            exec(block.replace("num_envs=1024", "num_envs=8"), names)
+    assert names["envs"].num_envs == 256
+    env = RandomizeDynamics(gym.make("HalfCheetah-v5"), names["parameters"])
+    env.reset(seed=0)
+    seen = {env.step(env.action_space.sample())[4]["parameters"]["dynamics.floor.friction[0]"] for _ in range(5)}
+    assert len(seen) == 5, "the sinusoid of the page moves"
+
+
+def test_recipe_is_accepted() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    recipe = yaml.safe_load(text)
+    one, many = wrap(gym.make("Hopper-v5"), recipe), make_vec("Hopper-v5", 2, **gaps(recipe))
+    observation, info = one.reset(seed=3)
+    observations, infos = many.reset(seed=3)
+    assert observation.tolist() == observations[0].tolist()
+    assert info["parameters"]["execution.latency.delay"] == infos["parameters"]["execution.latency.delay"][0] > 0
