@@ -268,8 +268,9 @@ def parameter_store(env: Env) -> ParameterStore:
     stores: list[ParameterStore] = []
     layer = env
     while True:
-        if isinstance(layer, gym.Wrapper) and "parameter_store" in dir(type(layer)):
-            stores.insert(0, layer.parameter_store())
+        own = getattr(type(layer), "parameter_store", None)
+        if isinstance(layer, gym.Wrapper) and own is not None:
+            stores.insert(0, own(layer))
         if not isinstance(layer, gym.Wrapper):
             break
         layer = layer.env

@@ -130,7 +130,7 @@ class JointNormal(ParameterSet):
         return np.atleast_1d(stats.multivariate_normal(self._means, self.covariance).logpdf(x))
 
     def precision(self) -> Array:
-        return np.linalg.inv(self.covariance)
+        return np.asarray(np.linalg.inv(self.covariance), float)
 
 
 class JointEmpirical(ParameterSet):

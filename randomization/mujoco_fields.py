@@ -254,11 +254,11 @@ def _extent(m: Any, geom: int) -> int:
 def _size_places(m: Any, body: int) -> tuple[tuple[Place, ...], str]:
     """Where the lengths of a body are stored, and why its size cannot be changed, or ""."""
     places = [Place("body_ipos", (body, k), float(m.body_ipos[body, k])) for k in range(3)]
-    for g in np.flatnonzero(m.geom_bodyid == body):
+    for g in np.flatnonzero(m.geom_bodyid == body).tolist():
         if not _extent(m, g):
             return (), f"its geom {m.geom(g).name or g} is not a sphere, capsule, ellipsoid, cylinder or box"
-        places += [Place("geom_size", (int(g), k), float(m.geom_size[g, k])) for k in range(_extent(m, g))]
-        places += [Place("geom_pos", (int(g), k), float(m.geom_pos[g, k])) for k in range(3)]
+        places += [Place("geom_size", (g, k), float(m.geom_size[g, k])) for k in range(_extent(m, g))]
+        places += [Place("geom_pos", (g, k), float(m.geom_pos[g, k])) for k in range(3)]
     for j in np.flatnonzero(m.jnt_bodyid == body):
         places += [Place("jnt_pos", (int(j), k), float(m.jnt_pos[j, k])) for k in range(3)]
     for s in np.flatnonzero(m.site_bodyid == body):

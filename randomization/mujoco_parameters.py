@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim2real.errors import ParameterError
-from sim2real.randomization.mujoco_fields import Address, MujocoFields, model_field, row_of, view_of
+from sim2real.randomization.mujoco_fields import Address, MujocoFields, Place, model_field, row_of, view_of
 from sim2real.randomization.parameters import Array, Values, check_values
 
 if TYPE_CHECKING:
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from mujoco.batch import Batch
 
 Mask = NDArray[np.bool_]
+
+
+def at(plants: slice | NDArray[np.intp], place: Place) -> Any:
+    """Return the index of a place in the arrays (n, ...) of plants."""
+    return (plants, *place.index)
 
 
 class ModelArrays(Protocol):
@@ -75,7 +80,7 @@ class BatchModels:
         return int(self._batch.nsim)
 
     def edit(self, field: str) -> NDArray[np.generic]:
-        return self._batch.expand(field)
+        return np.asarray(self._batch.expand(field))
 
     def commit(self, rows: Mask, constants: bool) -> None:
         if constants:
@@ -170,7 +175,7 @@ class MujocoParameters:
     def _read(self, addresses: Mapping[str, Address]) -> dict[str, Array]:
         out = {}
         for name, a in addresses.items():
-            stored = self._arrays.edit(a.place.field)[(slice(None), *a.place.index)].astype(float)
+            stored = self._arrays.edit(a.place.field)[at(slice(None), a.place)].astype(float)
             if a.view:
                 nominal = self.fields.nominal_row(a.place.field)[a.place.index]
                 out[name] = view_of(a.view, stored, nominal)[:, a.component]
@@ -191,16 +196,16 @@ class MujocoParameters:
         own = {a.place.index[0] for a in addresses.values() if a.place.field == "body_inertia"}
         for name, a in addresses.items():
             for place in a.places if not a.view else ():
-                self._arrays.edit(place.field)[(plants, *place.index)] = place.factor * new[name]
+                self._arrays.edit(place.field)[at(plants, place)] = place.factor * new[name]
         for body in {a.leads for a in addresses.values() if a.leads >= 0} - own:
             self._follow(body, addresses, plants)
         for name, a in addresses.items():
             if a.view:
                 field = self._arrays.edit(a.place.field)
                 nominal = self.fields.nominal_row(a.place.field)[a.place.index]
-                three = view_of(a.view, field[(plants, *a.place.index)].astype(float), nominal)
+                three = view_of(a.view, field[at(plants, a.place)].astype(float), nominal)
                 three[:, a.component] = new[name]
-                field[(plants, *a.place.index)] = row_of(a.view, three, nominal)
+                field[at(plants, a.place)] = row_of(a.view, three, nominal)
 
     def _follow(self, body: int, writing: Mapping[str, Address], plants: NDArray[np.intp]) -> None:
         """Let the inertia of a body follow its mass and its size, where it was not itself written."""

@@ -95,7 +95,7 @@ class PushSchedule:
 
     def begin(self, streams: Sequence[np.random.Generator], mask: NDArray[np.bool_]) -> None:
         """Begin the episodes of the environments that `mask` (n,) selects."""
-        for i in np.flatnonzero(mask):
+        for i in np.flatnonzero(mask).tolist():
             self._wait[i] = self._wrench.every.quantile(streams[i].random())
             self._on[i] = 0
             self._applied[i] = 0.0
@@ -105,13 +105,13 @@ class PushSchedule:
         w = self._wrench
         ends = mask & (self._on == 1)
         self._on[mask & (self._on > 0)] -= 1
-        for i in np.flatnonzero(ends):
+        for i in np.flatnonzero(ends).tolist():
             self._applied[i] = 0.0
             self._wait[i] = w.every.quantile(streams[i].random())
         waiting = mask & (self._on == 0)
         starts = waiting & (self._wait < self._dt / 2)
         self._wait[waiting] -= self._dt
-        for i in np.flatnonzero(starts):
+        for i in np.flatnonzero(starts).tolist():
             u = streams[i].random(1 + len(w.force) + len(w.torque))
             force = [float(d.quantile(x)) for d, x in zip(w.force, u[1:], strict=False)]
             torque = [float(d.quantile(x)) for d, x in zip(w.torque, u[1 + len(w.force) :], strict=True)]

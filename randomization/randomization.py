@@ -76,12 +76,14 @@ def parse_randomizations(source: Randomizations) -> tuple[Randomization, ...]:
         return (source,)
     if isinstance(source, ParameterSet):
         return (Randomization(source),)
+    items: Any = source
     if isinstance(source, Mapping):
-        source = [source] if "when" in source or "parameters" in source else [{"parameters": source}]
-    if isinstance(source, str) or not isinstance(source, Sequence):
+        grouped = "parameters" in source or "samples" in source
+        items = [source if grouped else {"parameters": source}] if source else []
+    if not isinstance(items, list | tuple):
         raise ParameterError(f"expected {{name: notation}} or a list of randomizations, found {source!r}")
     out: list[Randomization] = []
-    for item in source:
+    for item in items:
         if isinstance(item, Randomization | ParameterSet):
             out.extend(parse_randomizations(item))
         elif isinstance(item, Mapping):
@@ -192,7 +194,7 @@ class Randomizer:
         values: dict[str, Array] = {}
         for g in self._groups:
             drawn = rows if g.when != "startup" else np.flatnonzero(mask & fresh)
-            for i in drawn:
+            for i in drawn.tolist():
                 g.start[i] = streams[i].random(g.bound.dimension)
             g.phase[rows] = g.start[rows]
             values |= g.values(rows, np.zeros((len(rows), 1)), self._nominal)
@@ -220,7 +222,7 @@ class Randomizer:
                 continue
             noise = np.zeros((len(rows), g.bound.dimension))
             if g.when.random:
-                for k, i in enumerate(rows):
+                for k, i in enumerate(rows.tolist()):
                     noise[k] = streams[i].standard_normal(g.bound.dimension)
             now = time[rows, None]
             g.phase[rows] = g.when.update(g.phase[rows], g.start[rows], now, noise)

@@ -167,8 +167,9 @@ def appended_space(space: gym.Space[Any], parameters: int) -> gym.Space[Any]:
         return gym.spaces.Dict({**space.spaces, "parameters": gym.spaces.Box(low, high, dtype=np.float64)})
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
         kind: Any = space.dtype
-        ends = (np.concatenate([end, own]).astype(kind) for end, own in ((space.low, low), (space.high, high)))
-        return gym.spaces.Box(*ends, dtype=kind)
+        low, high = np.concatenate([space.low, low.astype(kind)]), np.concatenate([space.high, high.astype(kind)])
+        longer: gym.spaces.Box[Any] = gym.spaces.Box(low, high, dtype=kind)
+        return longer
     raise ParameterError(f"parameters can be appended to a flat Box of real numbers or to a Dict, not to {space}")
 
 

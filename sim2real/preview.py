@@ -101,7 +101,7 @@ def _trajectory(env: Any, values: Mapping[str, float], steps: int, seed: int) ->
     out = []
     for _ in range(steps):
         observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
-        out.append(gym.spaces.flatten(env.observation_space, observation).astype(float))
+        out.append(np.asarray(gym.spaces.flatten(env.observation_space, observation), float))
         if terminated or truncated:
             break
     return np.array(out)

@@ -102,7 +102,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._report: dict[str, Any] = {}
         self._reported: Mapping[str, Array] | None = None
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generators of the environments."""
         if not self._rngs:

@@ -167,7 +167,7 @@ class Ant(GymnasiumTask):
         return plants.xpos[:, self._body, :2].copy()
 
     def _clipped(self, plants: Plants, rows: Rows) -> Array:
-        return np.clip(plants.cfrc_ext[rows], *self.env._contact_force_range)
+        return np.asarray(np.clip(plants.cfrc_ext[rows], *self.env._contact_force_range))
 
     def observe(self, plants: Plants, rows: Rows) -> Array:
         parts = [plants.qpos[rows, self.skip :], plants.qvel[rows]]

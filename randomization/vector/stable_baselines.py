@@ -50,7 +50,7 @@ def to_stable_baselines(envs: gym.vector.VectorEnv[Any, Any, Any]) -> VecEnv:
             self._reset_options()
             return observations
 
-        def _given(self) -> list[int | None] | None:
+        def _given(self) -> Any:
             seeds = [None if s is None else int(s) for s in self._seeds]
             return seeds if any(s is not None for s in seeds) else None
 
@@ -68,7 +68,7 @@ def to_stable_baselines(envs: gym.vector.VectorEnv[Any, Any, Any]) -> VecEnv:
             observations, rewards, terminated, truncated, infos = envs.step(self._actions)
             done = terminated | truncated
             singles: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-            for i in np.flatnonzero(done):
+            for i in np.flatnonzero(done).tolist():
                 singles[i] = _single(infos["final_info"], i)
                 singles[i]["terminal_observation"] = infos["final_obs"][i]
                 singles[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])

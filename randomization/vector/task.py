@@ -43,7 +43,8 @@ class Plants:
         if name.startswith("_"):
             raise AttributeError(name)
         try:
-            return self._arrays[name]
+            found: Array = self._arrays[name]
+            return found
         except KeyError:
             raise AttributeError(
                 f"the task did not ask for the field {name!r}; it has {', '.join(self._arrays)}"
