@@ -45,9 +45,11 @@ def match_names(pattern: str, known: Iterable[str], silent: Mapping[str, str] | 
 
 
 def _matches(part: str, names: list[str]) -> list[str]:
+    if part in names:
+        return [part]
     expression = re.escape(part).replace(r"\*", ".*").replace(r"\?", ".")
-    exact = [n for n in names if re.fullmatch(expression, n)]
-    return exact or [n for n in names if re.fullmatch(expression + r"\[\d+\]", n)]
+    whole, component = re.compile(expression), re.compile(expression + r"\[\d+\]")
+    return [n for n in names if whole.fullmatch(n)] or [n for n in names if component.fullmatch(n)]
 
 
 def silent_names(store: ParameterStore) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim2real.errors import ParameterError
-from sim2real.randomization.addressing import BoundParameters, match_names
+from sim2real.randomization.addressing import BoundParameters, match_names, silent_names
 from sim2real.randomization.distributions import parse_distribution
 from sim2real.randomization.joint import SYMBOL, JointEmpirical, JointNormal
 from sim2real.randomization.parameters import Array, Parameter, ParameterSet, ParameterStore
@@ -171,6 +171,10 @@ class Randomizer:
                 out[p.name] = g.bound.targets[p.name], p.notation + when
         return out
 
+    def sample(self, rng: np.random.Generator, n: int) -> dict[str, Array]:
+        """Return `n` draws of everything, name -> (n,), and write none."""
+        return {k: v for g in self._groups for k, v in g.bound.values(rng.random((n, g.bound.dimension))).items()}
+
     def begin(
         self,
         streams: Sequence[np.random.Generator],
@@ -245,7 +249,7 @@ class Randomizer:
     def _match(self, forced: Mapping[str, Any], rows: NDArray[np.int_]) -> dict[str, Array]:
         out: dict[str, Array] = {}
         for pattern, value in forced.items():
-            for name in match_names(pattern, self._nominal):
+            for name in match_names(pattern, self._nominal, silent_names(self.store)):
                 array = np.asarray(value, float)
                 if array.shape not in ((), (self.n,)):
                     raise ParameterError(f"{name}: expected a number or ({self.n},) values, found shape {array.shape}")

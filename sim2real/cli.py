@@ -270,8 +270,14 @@ def _preview(options: argparse.Namespace, console: Console) -> None:
     from sim2real.preview import preview, recipe_target
 
     env = options.env or recipe_target(options.recipe)
-    with console.status(f"trying each parameter alone on {env}"):
-        rows = preview(env, options.recipe, steps=options.steps, seed=options.seed)
+    with console.status(f"making {_plain(env)}") as status:
+        rows = preview(
+            env,
+            options.recipe,
+            steps=options.steps,
+            seed=options.seed,
+            progress=lambda name: status.update(f"trying {_plain(name)} alone on {_plain(env)}"),
+        )
     table = Table(box=None, pad_edge=False)
     for title in ("parameter", "drawn", "written to", "nominal", "5 %", "95 %", "unit", "effect"):
         table.add_column(title, no_wrap=True)
@@ -285,10 +291,10 @@ def _preview(options: argparse.Namespace, console: Console) -> None:
     )
     without = [row.name for row in rows if not row.effect]
     if without:
-        console.print(
-            f"[red]no effect[/] within {options.steps} steps of random actions: {_plain(', '.join(without))} "
-            "(of the frictions of two geoms in contact the larger counts; --steps tries longer)"
-        )
+        console.print(f"[red]no effect[/] within {options.steps} steps of random actions: {_plain(', '.join(without))}")
+        console.print("--steps tries longer")
+        if any(".friction" in name for name in without):
+            console.print("of the frictions of two geoms in contact the larger counts: randomize that, or both")
 
 
 def _doctor(console: Console) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,14 @@ class PreviewRow:
     effect: float
 
 
-def preview(env: gym.Env[Any, Any] | str, recipe: RecipeLike, *, steps: int = 100, seed: int = 0) -> list[PreviewRow]:
+def preview(
+    env: gym.Env[Any, Any] | str,
+    recipe: RecipeLike,
+    *,
+    steps: int = 100,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda name: None,
+) -> list[PreviewRow]:
     """Draw what a recipe randomizes, and try each draw alone, with the same start and the same random actions.
 
     Args:
@@ -53,6 +60,7 @@ def preview(env: gym.Env[Any, Any] | str, recipe: RecipeLike, *, steps: int = 10
         recipe: as for `wrap`.
         steps: control steps of a trial.
         seed: of start, actions and draws.
+        progress: told what is tried next.
 
     Raises:
         RecipeError, ParameterError: the recipe cannot be used on the environment.
@@ -66,12 +74,13 @@ def preview(env: gym.Env[Any, Any] | str, recipe: RecipeLike, *, steps: int = 10
     wrapped: Any = randomized(base, **arguments)
     randomizer: Randomizer = wrapped.randomizer
     nominal, units = randomizer.store.nominal(), randomizer.store.units()
-    draws = _draws(wrapped, seed, 200)
+    draws = randomizer.sample(np.random.default_rng(seed), 1000)
     # with everything at its nominal value but what is tried
     rest = {name: nominal[name] for name in randomizer.names}
     spread = np.maximum(_trajectory(wrapped, rest, steps, seed).std(0), 1e-9)
     rows = []
     for name, (targets, notation) in randomizer.draws().items():
+        progress(name)
         order = np.argsort(draws[targets[0]], kind="stable")
         ends = [order[round(share * (len(order) - 1))] for share in (0.05, 0.95)]
         tried = [_trajectory(wrapped, rest | {t: float(draws[t][k]) for t in targets}, steps, seed) for k in ends]
@@ -84,12 +93,6 @@ def preview(env: gym.Env[Any, Any] | str, recipe: RecipeLike, *, steps: int = 10
         effect = apart / max(map(len, tried))
         rows.append(PreviewRow(name, targets, notation, nominal[first], low, high, units[first], effect))
     return rows
-
-
-def _draws(env: Any, seed: int, episodes: int) -> dict[str, Array]:
-    """What `episodes` seeded resets draw: name -> (episodes,)."""
-    found = [env.reset(seed=seed + k)[1]["parameters"] for k in range(episodes)]
-    return {name: np.array([f[name] for f in found]) for name in found[0]}
 
 
 def _trajectory(env: Any, values: Mapping[str, float], steps: int, seed: int) -> Array:
