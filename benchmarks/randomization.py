@@ -71,11 +71,14 @@ def vector_step(envs: gym.vector.VectorEnv[Any, Any, Any]) -> Callable[[], Any]:
 
 
 def raw_step(n: int) -> Callable[[], Any]:
-    """`Batch.step` alone, frame skip included."""
+    """`Batch.step` alone, frame skip included, from the starts and with the actions of `vector_step`."""
     base: Any = gym.make(ID).unwrapped
     batch = Batch(base.model, n, nthread=THREADS)
-    batch.reset()
-    controls, actions = batch.bind("ctrl"), np.random.default_rng(0).uniform(-1, 1, (n, base.model.nu))
+    like: Any = make_vec(ID, n, threads=THREADS)
+    like.reset(seed=0)
+    batch.bind("qpos")[:], batch.bind("qvel")[:] = like.plants.qpos, like.plants.qvel
+    like.action_space.seed(0)
+    controls, actions = batch.bind("ctrl"), like.action_space.sample()
 
     def step() -> None:
         controls[:] = actions

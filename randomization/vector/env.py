@@ -207,16 +207,14 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             raise ParameterError(f"expected actions ({self.num_envs}, {self.task.model.nu}), found {actions.shape}")
         if not self._rngs:
             raise gym.error.ResetNeeded("call reset() before step()")
-        starting = np.zeros(self.num_envs, bool)
         if self._done.any():
             if self.autoreset_mode == AutoresetMode.DISABLED:
                 raise gym.error.ResetNeeded(
                     f"{int(self._done.sum())} episodes have ended: "
                     "reset(options={'reset_mask': terminated | truncated})"
                 )
-            starting = self._done if self.autoreset_mode == AutoresetMode.NEXT_STEP else starting
-        if starting.any():
-            return self._step_some(actions, ~starting)
+            if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+                return self._step_some(actions, ~self._done)
         observation, reward, terminated, infos = self._advance(actions, None)
         truncated = self._truncations()
         self._done = terminated | truncated
@@ -244,8 +242,8 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         else:
             commands = self._chain.apply(np.repeat(actions[:, None].astype(float), self.task.frame_skip, 1))
             self.batch.rollout(self.task.frame_skip, commands if ids is None else commands[ids], record=(), ids=ids)
-        self.plants.after_step(np.flatnonzero(mask))
-        self._elapsed[mask] += 1
+        self.plants.after_step(mask)
+        self._elapsed += mask
         observation = self.task.observe(self.plants, slice(None))
         reward, terminated, infos = self.task.outcome(self.plants, before, actions, observation)
         if self._push is not None:
@@ -292,7 +290,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """Return infos with the masks that Gymnasium pairs them with, and the parameters in force."""
         out: dict[str, Any] = {}
         for key, value in infos.items():
-            out[key], out[f"_{key}"] = value, mask.copy()
+            out[key], out[f"_{key}"] = value, mask
         if self.randomizer.in_force:
             out["parameters"], out["_parameters"] = self._parameters(), np.ones(self.num_envs, bool)
         return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +56,13 @@ class Plants:
         own = self.batch.expanded(name)
         return np.asarray(getattr(self.batch.model, name)[None] if own is None else own)
 
-    def after_step(self, rows: NDArray[np.intp]) -> None:
-        """Compute what `mj_step` does not: the contact forces of the plants that were stepped."""
-        import mujoco
-
+    def after_step(self, mask: NDArray[np.bool_]) -> None:
+        """Compute what `mj_step` does not: the contact forces of the plants in `mask` (n,), which were stepped."""
         if self._contact_forces:
+            import mujoco
+
             forces = self._arrays["cfrc_ext"]
-            for i in rows:
+            for i in np.flatnonzero(mask).tolist():
                 self.batch.get_data(i, self._scratch)
                 mujoco.mj_rnePostConstraint(self.batch.model, self._scratch)
                 forces[i] = self._scratch.cfrc_ext
@@ -90,7 +91,7 @@ class Task(ABC):
     fields: tuple[str, ...] = ()
     contact_forces: bool = False
 
-    @property
+    @cached_property
     def dt(self) -> float:
         """Control period [s]."""
         return float(self.model.opt.timestep) * self.frame_skip
