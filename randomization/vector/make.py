@@ -49,7 +49,8 @@ def make_vec(
         **kwargs: of `gymnasium.make`.
 
     Raises:
-        ParameterError: `vectorization="batch"` for an environment that has no batched task, or an unknown parameter.
+        ParameterError: `vectorization="batch"` for an environment that has no batched task, a `render_mode` for a batch,
+            or an unknown parameter.
 
     Example:
         >>> envs = make_vec("Hopper-v5", 4, parameters={"dynamics.torso.mass": "*U(0.8, 1.2)"})
@@ -80,6 +81,8 @@ def make_vec(
         single = gym.make(env, **kwargs)
         task = task_for(single)
         if task is not None:
+            if kwargs.get("render_mode") is not None:
+                raise ParameterError("a batch of MuJoCo plants does not render; use vectorization='sync' for pictures")
             limit = single.spec.max_episode_steps if single.spec is not None else None
             return MujocoVectorEnv(
                 task,
