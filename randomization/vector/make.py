@@ -49,8 +49,8 @@ def make_vec(
         **kwargs: of `gymnasium.make`.
 
     Raises:
-        ParameterError: `vectorization="batch"` for an environment that has no batched task, a `render_mode` for a batch,
-            or an unknown parameter.
+        ParameterError: `vectorization="batch"` for an environment that has no batched task, a `render_mode` for a
+            batch, or an unknown parameter.
 
     Example:
         >>> envs = make_vec("Hopper-v5", 4, parameters={"dynamics.torso.mass": "*U(0.8, 1.2)"})
