@@ -65,6 +65,10 @@ class StateAccess(Protocol):
         """Put the environment into a state (X,) just after a reset; return the observation there."""
         ...
 
+    def info(self) -> dict[str, Any]:
+        """Return what a reset tells of the present state."""
+        ...
+
 
 class _Classic:
     def __init__(self, env: Any, units: dict[str, str], observe: Callable[[Any], Any]) -> None:
@@ -77,6 +81,9 @@ class _Classic:
         kind = self._env.state.dtype if isinstance(self._env.state, np.ndarray) else float
         self._env.state = state.astype(kind)
         return self._observe(self._env)
+
+    def info(self) -> dict[str, Any]:
+        return {}
 
 
 def mujoco_state_units(model: Any) -> dict[str, str]:
@@ -114,6 +121,9 @@ class _Mujoco:
         mujoco.mj_normalizeQuat(env.model, env.data.qpos)
         mujoco.mj_forward(env.model, env.data)
         return env._get_obs()
+
+    def info(self) -> dict[str, Any]:
+        return dict(self._env._get_reset_info())
 
 
 def state_access(env: Env) -> StateAccess:

@@ -239,12 +239,19 @@ class Randomizer:
 
     def _release(self, mask: NDArray[np.bool_]) -> None:
         """Let go of what was forced upon the plants in `mask`; what is not drawn either goes back to nominal."""
-        for name, forced in self._forced.items():
+        for name, forced in list(self._forced.items()):
             left = forced & mask
             if name not in self.names and left.any():
                 self.store.restore(left)
                 self.in_force = self.in_force | {name: np.where(left, self._nominal[name], self.in_force[name])}
             forced[mask] = False
+            if not forced.any():
+                del self._forced[name]
+                self.in_force = {n: v for n, v in self.in_force.items() if n != name or n in self.names}
+
+    def holds(self, name: str) -> NDArray[np.bool_]:
+        """Return in which plants (n,) a name of `in_force` is drawn or forced: all, for what is drawn."""
+        return np.ones(self.n, bool) if name in self.names else self._forced[name].copy()
 
     def _match(self, forced: Mapping[str, Any], rows: NDArray[np.int_]) -> dict[str, Array]:
         out: dict[str, Array] = {}

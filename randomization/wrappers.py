@@ -143,6 +143,8 @@ class AppendParameters(gym.ObservationWrapper[Any, Any, Any], RecordConstructorA
             if name not in known:
                 raise ParameterError(f"{name!r} is not randomized{did_you_mean(name, known)}")
         self.names = tuple(names) or known
+        if not self.names:
+            raise ParameterError("there is nothing to append: no parameter is randomized")
         self.observation_space = appended_space(env.observation_space, len(self.names))
 
     def _find(self) -> Randomizer:
@@ -208,7 +210,8 @@ class RandomizeInitialState(_OwnStream, RecordConstructorArgs):
         observation, info = self.env.reset(seed=seed, options=options)
         u = self._stream.random((1, self._initial.dimension))
         state = self._initial.apply(self._access.read()[None], u)[0]
-        return self._access.write(state, observation), info
+        observation = self._access.write(state, observation)
+        return observation, info | self._access.info()
 
 
 class Push(_OwnStream, RecordConstructorArgs):

@@ -45,6 +45,8 @@ class AppendParametersVector(gym.vector.VectorWrapper[Any, Any, Any]):
             if name not in known:
                 raise ParameterError(f"{name!r} is not randomized{did_you_mean(name, known)}")
         self.names = tuple(names) or known
+        if not self.names:
+            raise ParameterError("there is nothing to append: no parameter is randomized")
         self.single_observation_space = appended_space(envs.single_observation_space, len(self.names))
         self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
 

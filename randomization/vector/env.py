@@ -99,6 +99,8 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._seeds: list[int] = []
         self._elapsed = np.zeros(num_envs, int)
         self._done = np.zeros(num_envs, bool)
+        self._begun = np.zeros(num_envs, bool)
+        self._all = np.ones(num_envs, bool)
         self._report: dict[str, Any] = {}
         self._reported: Mapping[str, Array] | None = None
 
@@ -129,12 +131,13 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """
         options = options or {}
         mask = self._reset_mask(options)
-        fresh = self._seed(seed, mask)
+        fresh = mask & (self._seed(seed, mask) | ~self._begun)
         forced = check_mapping(options.get("parameters", {}), "options['parameters']")
         infos = self._begin(mask, fresh, forced)
         self._done[mask] = False
+        self._begun |= mask
         observation = self.task.observe(self.plants, slice(None))
-        return observation, self._masked(infos, mask)
+        return observation, self._masked(infos, mask, mask)
 
     def _reset_mask(self, options: Mapping[str, Any]) -> Mask:
         mask = options.get("reset_mask")
@@ -205,8 +208,10 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs, self.task.model.nu):
             raise ParameterError(f"expected actions ({self.num_envs}, {self.task.model.nu}), found {actions.shape}")
-        if not self._rngs:
-            raise gym.error.ResetNeeded("call reset() before step()")
+        if not self._begun.all():
+            raise gym.error.ResetNeeded(
+                f"{int((~self._begun).sum())} environments were never reset: call reset() first"
+            )
         if self._done.any():
             if self.autoreset_mode == AutoresetMode.DISABLED:
                 raise gym.error.ResetNeeded(
@@ -220,7 +225,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._done = terminated | truncated
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._done.any():
             return self._restart(observation, reward, terminated, truncated, infos)
-        return observation, reward, terminated, truncated, self._masked(infos, np.ones(self.num_envs, bool))
+        return observation, reward, terminated, truncated, self._masked(infos, self._all, self._all)
 
     def _truncations(self) -> Mask:
         if not self.max_episode_steps:
@@ -271,13 +276,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         for i in np.flatnonzero(ended):
             final[i] = observation[i].copy()
         kept = {key: np.where(_rows(ended, value), value, np.zeros_like(value)) for key, value in infos.items()}
-        last = self._masked(kept, ended)
-        if "parameters" in last:
-            last["_parameters"] = ended.copy()
-            last["parameters"] = {
-                key: ended.copy() if key.startswith("_") else np.where(ended, value, 0.0)
-                for key, value in self._parameters().items()
-            }
+        last = self._masked(kept, ended, ended)
         begun = self._begin(ended, np.zeros(self.num_envs, bool), {})
         rows = np.flatnonzero(ended)
         observation[rows] = self.task.observe(self.plants, rows)
@@ -286,13 +285,13 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         merged |= {"final_obs": final, "_final_obs": ended.copy(), "final_info": last, "_final_info": ended.copy()}
         return observation, reward, terminated, truncated, merged
 
-    def _masked(self, infos: Infos, mask: Mask) -> dict[str, Any]:
-        """Return infos with the masks that Gymnasium pairs them with, and the parameters in force."""
+    def _masked(self, infos: Infos, mask: Mask, shown: Mask) -> dict[str, Any]:
+        """Return infos with the mask that Gymnasium pairs them with, and the parameters in force where `shown`."""
         out: dict[str, Any] = {}
         for key, value in infos.items():
-            out[key], out[f"_{key}"] = value, mask
+            out[key], out[f"_{key}"] = value, mask.copy()
         if self.randomizer.in_force:
-            out["parameters"], out["_parameters"] = self._parameters(), np.ones(self.num_envs, bool)
+            out["parameters"], out["_parameters"] = self._parameters(shown), shown.copy()
         return out
 
     def _merged(self, infos: Infos, going: Mask, begun: Infos, starting: Mask) -> dict[str, Any]:
@@ -307,15 +306,23 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
                     out[key][rows] = source[key][rows]
                     masks[key] |= rows
         found = {key: value for key, value in out.items() if masks[key].any()}
-        return self._masked(found, going) | {f"_{key}": masks[key] for key in found}
+        return self._masked(found, going, self._all) | {f"_{key}": masks[key] for key in found}
 
-    def _parameters(self) -> dict[str, Any]:
+    def _parameters(self, shown: Mask) -> dict[str, Any]:
+        if not shown.all():
+            return self._reported_where(shown)
         if self._reported is not self.randomizer.in_force:
-            self._reported = self.randomizer.in_force
-            self._report = {}
-            for name, value in self._reported.items():
-                self._report[name], self._report[f"_{name}"] = value, np.ones(self.num_envs, bool)
+            self._reported, self._report = self.randomizer.in_force, self._reported_where(shown)
         return self._report
+
+    def _reported_where(self, shown: Mask) -> dict[str, Any]:
+        """Return the parameters in force with their masks, zero where the mask is false."""
+        out: dict[str, Any] = {}
+        for name, value in self.randomizer.in_force.items():
+            held = shown & self.randomizer.holds(name)
+            if held.any():
+                out[name], out[f"_{name}"] = value if held.all() else np.where(held, value, 0.0), held
+        return out
 
     def close_extras(self, **kwargs: Any) -> None:
         """Nothing is open."""

@@ -409,7 +409,12 @@ TASKS: dict[str, type[GymnasiumTask]] = {
 
 
 def task_for(env: gym.Env[Any, Any]) -> GymnasiumTask | None:
-    """Return the batched task of a Gymnasium environment, or None where there is none for its very class."""
+    """Return the batched task of what `gymnasium.make` made, or None where there is none for its very class."""
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if not isinstance(layer, gym.wrappers.PassiveEnvChecker | gym.wrappers.OrderEnforcing | gym.wrappers.TimeLimit):
+            return None  # a registration that wraps its environment
+        layer = layer.env
     base = type(env.unwrapped)
     task = TASKS.get(f"{base.__module__}:{base.__qualname__}")
     return None if task is None else task(env.unwrapped)

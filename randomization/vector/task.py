@@ -192,13 +192,12 @@ class FunctionTask(Task):
         return qpos, rng.uniform(-self._noise, self._noise, self.model.nv)
 
     def observe(self, plants: Plants, rows: Rows) -> Array:
-        return np.asarray(self._observation(plants), float)[rows]
+        return np.array(np.asarray(self._observation(plants), float)[rows])  # a copy: it may be a view of the plants
 
     def outcome(
         self, plants: Plants, before: Any, action: NDArray[Any], observation: Array
     ) -> tuple[Array, NDArray[np.bool_], Infos]:
-        reward = np.asarray(self._reward(plants, action), float)
-        return reward, np.asarray(self._terminated(plants), bool), {}
+        return np.array(self._reward(plants, action), float), np.array(self._terminated(plants), bool), {}
 
 
 def check_mapping(value: Any, what: str) -> Mapping[str, Any]:
