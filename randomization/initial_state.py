@@ -11,7 +11,7 @@ import numpy as np
 from sim2real.errors import ParameterError
 from sim2real.randomization.addressing import match_names
 from sim2real.randomization.env_parameters import Env, is_mujoco
-from sim2real.randomization.mujoco_fields import joint_name
+from sim2real.randomization.mujoco_table import joint_name
 from sim2real.randomization.parameters import Array, ParameterSet, apply_operation
 
 # The states of the environments that keep theirs in `state`, and how they observe it.

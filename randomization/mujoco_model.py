@@ -10,7 +10,9 @@ import numpy as np
 
 from sim2real.errors import RobotError
 from sim2real.randomization import robots
-from sim2real.randomization.mujoco_fields import Address, MujocoFields, actuator_name, joint_name
+from sim2real.randomization.mujoco_address import Address
+from sim2real.randomization.mujoco_fields import MujocoFields
+from sim2real.randomization.mujoco_table import actuator_name, joint_name
 
 if TYPE_CHECKING:
     import mujoco

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim2real.errors import ParameterError
-from sim2real.randomization.mujoco_fields import Address, MujocoFields, Place, model_field, row_of, view_of
+from sim2real.randomization.mujoco_address import Address, Place, row_of, view_of
+from sim2real.randomization.mujoco_fields import MujocoFields, model_field
 from sim2real.randomization.parameters import Array, Values, check_values
 
 if TYPE_CHECKING:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-LONG = ("test_sweep.py", "test_examples.py", "test_cli.py", "test_packaging.py", "test_identify.py")
+LONG = (
+    "test_sweep.py",
+    "test_vector.py",
+    "test_examples.py",
+    "test_cli.py",
+    "test_packaging.py",
+    "test_wrappers.py",
+    "test_identify.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
