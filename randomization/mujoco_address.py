@@ -33,8 +33,10 @@ class Address:
         unit: SI unit.
         affects: what a change of it changes, in a few words.
         low, high: the values that make sense to the engine.
-        leads: number of the body whose inertia follows the value (its mass, its size), or -1.
+        leads: number of the body whose inertia follows the value (its mass, its scale), or -1.
         power: of the value, that the inertia is proportional to.
+        soft: whether elements that are also written by name keep what was written there (a scale moves all lengths but
+            those).
         view: "", or how three parameters together make the stored row: "second_moment" (of the mass, makes the
             principal moments of inertia) or "rotation" (a rotation vector on top of the orientation in the file).
         component: which of the three it is, where there is a view.
@@ -47,6 +49,7 @@ class Address:
     high: float = np.inf
     leads: int = -1
     power: int = 1
+    soft: bool = False
     view: str = ""
     component: int = 0
 

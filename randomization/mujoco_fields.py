@@ -53,7 +53,9 @@ class MujocoFields:
         out = {}
         for name, address in self.addresses.items():
             row = self.nominal_row(address.place.field)
-            if address.view:
+            if address.soft:
+                out[name] = 1.0
+            elif address.view:
                 out[name] = float(
                     view_of(address.view, row[address.place.index], row[address.place.index])[address.component]
                 )

@@ -57,8 +57,8 @@ class LiveModel:
         value = model_field(self._model, field)
         if isinstance(value, np.ndarray):
             return np.asarray(value[None])
-        self._numbers[field] = np.array([value], float)
-        return self._numbers[field]
+        # a number is written at the commit; until then, this is what it will be
+        return self._numbers.setdefault(field, np.array([value], float))
 
     def commit(self, rows: Mask, constants: bool) -> None:
         import mujoco
@@ -91,8 +91,8 @@ class BatchModels:
 class MujocoParameters:
     """A `ParameterStore` over the fields of MuJoCo models.
 
-    Inertias follow masses, unless a body's inertia was itself written; derived constants are computed anew; every value
-    is checked before the first is written, and read back after the last.
+    Inertias follow masses and scales, and lengths follow scales, unless they were themselves written; derived constants
+    are computed anew; every value is checked before the first is written, and read back after the last.
 
     Args:
         fields: the table of parameters, with the nominal values.
@@ -102,7 +102,12 @@ class MujocoParameters:
     def __init__(self, fields: MujocoFields, arrays: ModelArrays) -> None:
         self.fields, self._arrays = fields, arrays
         self.written: dict[str, Address] = {}
-        self._own_inertia = np.zeros((arrays.n, fields.model.nbody), bool)
+        soft = {name: a for name, a in fields.addresses.items() if a.soft}
+        self._scales = {name: np.ones(arrays.n) for name in soft}
+        # where an element that would follow was itself written
+        self._own = {(p.field, p.index): np.zeros(arrays.n, bool) for a in soft.values() for p in a.places}
+        self._own |= {("body_inertia", (body,)): np.zeros(arrays.n, bool) for body in fields.leaders}
+        self._changed: set[str] = set()
         self._inputs = frozenset(type(fields.model)._setconst_inputs)
 
     @property
@@ -137,6 +142,7 @@ class MujocoParameters:
             self._check_range(name, address, new[name])
         touched = self._touched(addresses)
         before = {field: self._arrays.edit(field)[rows].copy() for field in touched}
+        scales = {name: value.copy() for name, value in self._scales.items() if name in new}
         try:
             self._assign(addresses, new, rows)
             self._check_together(addresses, rows)
@@ -145,18 +151,21 @@ class MujocoParameters:
         except Exception as error:
             for field, old in before.items():
                 self._arrays.edit(field)[rows] = old
+            self._scales |= scales
             self._arrays.commit(rows, self._needs_constants(touched))
             if isinstance(error, ParameterError):
                 raise
             raise ParameterError(f"MuJoCo refused {', '.join(values)}: {error}") from error
-        for address in addresses.values():
-            if address.place.field == "body_inertia":
-                self._own_inertia[rows, address.place.index[0]] = True
+        for element in self._elements(addresses):
+            if element in self._own:
+                self._own[element][rows] = True
+        self._changed.update(touched)
         self.written.update(addresses)
 
     def read(self) -> dict[str, Array]:
         out = {name: np.full(self.n, value) for name, value in self.fields.nominal.items()}
-        return out | self._read(self.written)
+        # also what followed, though it was not itself written
+        return out | self._read({n: a for n, a in self.fields.addresses.items() if a.place.field in self._changed})
 
     def restore(self, mask: Mask | None = None) -> None:
         rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
@@ -165,7 +174,10 @@ class MujocoParameters:
         touched = self._touched(self.written)
         for field in touched:
             self._arrays.edit(field)[rows] = self.fields.nominal_row(field)
-        self._own_inertia[rows] = False
+        for flags in self._own.values():
+            flags[rows] = False
+        for scale in self._scales.values():
+            scale[rows] = 1.0
         self._arrays.commit(rows, self._needs_constants(touched))
 
     def describe(self, plant: int) -> str:
@@ -176,6 +188,9 @@ class MujocoParameters:
     def _read(self, addresses: Mapping[str, Address]) -> dict[str, Array]:
         out = {}
         for name, a in addresses.items():
+            if a.soft:
+                out[name] = self._scales[name].copy()
+                continue
             stored = self._arrays.edit(a.place.field)[at(slice(None), a.place)].astype(float)
             if a.view:
                 nominal = self.fields.nominal_row(a.place.field)[a.place.index]
@@ -192,25 +207,39 @@ class MujocoParameters:
     def _needs_constants(self, fields: list[str]) -> bool:
         return any(field in self._inputs or field.startswith("opt.") for field in fields)
 
+    def _elements(self, addresses: Mapping[str, Address]) -> set[tuple[str, tuple[int, ...]]]:
+        """What addresses claim by name: elements of fields, and rows of inertia as a whole."""
+        claimed = {(p.field, p.index) for a in addresses.values() if not a.soft for p in a.places}
+        return claimed | {(field, index[:1]) for field, index in claimed if field == "body_inertia"}
+
     def _assign(self, addresses: Mapping[str, Address], new: Mapping[str, Array], rows: Mask) -> None:
-        plants = np.flatnonzero(rows)
-        own = {a.place.index[0] for a in addresses.values() if a.place.field == "body_inertia"}
+        plants, claimed = np.flatnonzero(rows), self._elements(addresses)
         for name, a in addresses.items():
+            if a.soft:
+                self._scales[name][plants] = new[name]
             for place in a.places if not a.view else ():
-                self._arrays.edit(place.field)[at(plants, place)] = place.factor * new[name]
-        for body in {a.leads for a in addresses.values() if a.leads >= 0} - own:
-            self._follow(body, addresses, plants)
+                if not a.soft:
+                    self._arrays.edit(place.field)[at(plants, place)] = place.factor * new[name]
+                elif (place.field, place.index) not in claimed:
+                    free = ~self._own[place.field, place.index][plants]
+                    self._arrays.edit(place.field)[at(plants[free], place)] = place.factor * new[name][free]
+        for body in {a.leads for a in addresses.values() if a.leads >= 0}:
+            if ("body_inertia", (body,)) not in claimed:
+                self._follow(body, addresses, plants)
+        views: dict[tuple[str, Place], dict[int, str]] = {}
         for name, a in addresses.items():
             if a.view:
-                field = self._arrays.edit(a.place.field)
-                nominal = self.fields.nominal_row(a.place.field)[a.place.index]
-                three = view_of(a.view, field[at(plants, a.place)].astype(float), nominal)
-                three[:, a.component] = new[name]
-                field[at(plants, a.place)] = row_of(a.view, three, nominal)
+                views.setdefault((a.view, a.place), {})[a.component] = name
+        for (view, place), components in views.items():
+            field, nominal = self._arrays.edit(place.field), self.fields.nominal_row(place.field)[place.index]
+            three = view_of(view, field[at(plants, place)].astype(float), nominal)
+            for k, name in components.items():
+                three[:, k] = new[name]
+            field[at(plants, place)] = row_of(view, three, nominal)
 
     def _follow(self, body: int, writing: Mapping[str, Address], plants: NDArray[np.intp]) -> None:
-        """Let the inertia of a body follow its mass and its size, where it was not itself written."""
-        plants = plants[~self._own_inertia[plants, body]]
+        """Let the inertia of a body follow its mass and its scale, where it was not itself written."""
+        plants = plants[~self._own["body_inertia", (body,)][plants]]
         factor = np.ones(len(plants))
         leaders = {n: a for n, a in self.fields.leaders[body].items() if n in writing or n in self.written}
         for name, value in self._read(leaders).items():
@@ -235,6 +264,10 @@ class MujocoParameters:
             field, index = a.place.field, a.place.index
             if field == "body_inertia":
                 moments = self._arrays.edit(field)[rows][:, index[0]].astype(float)
+                if (moments.min(1) <= 0).any():
+                    raise ParameterError(
+                        f"{name}: a moving body needs inertia, found {moments[moments.min(1) <= 0][0]}"
+                    )
                 short = moments.sum(1) < 2 * moments.max(1) * (1 - 1e-9)
                 if short.any():
                     raise ParameterError(
@@ -243,8 +276,11 @@ class MujocoParameters:
                     )
             elif field.endswith(("_range", "_forcerange")):
                 both = self._arrays.edit(field)[rows][:, index[0]].astype(float)
-                if (both[:, 0] >= both[:, 1]).any():
-                    raise ParameterError(f"{name}: the lower end must lie below the upper one, found {both[0]}")
+                crossed = both[:, 0] >= both[:, 1]
+                if crossed.any():
+                    raise ParameterError(
+                        f"{name}: the lower end must lie below the upper one, found {both[crossed][0].tolist()}"
+                    )
             elif field == "opt.wind":
                 still = self._arrays.edit(field)[rows][:, index[0]].astype(float) != 0
                 for medium in ("opt.density", "opt.viscosity"):
@@ -262,9 +298,18 @@ class MujocoParameters:
     def _check_read_back(self, addresses: Mapping[str, Address], new: Mapping[str, Array], rows: Mask) -> None:
         for name, in_force in self._read(addresses).items():
             a, wrote, found = addresses[name], new[name], in_force[rows]
-            exact = np.array_equal(found, wrote)
             # single precision fields and views round
-            if not exact and not np.allclose(
-                found, wrote, rtol=1e-6 if not a.view else 1e-9, atol=1e-12 if not a.view else 1e-9
-            ):
-                raise ParameterError(f"{name}: wrote {wrote[0]:g}, but {found[0]:g} is in force")
+            wrong = (
+                ~np.isclose(found, wrote, rtol=1e-9, atol=1e-9) if a.view else ~np.isclose(found, wrote, 1e-6, 1e-12)
+            )
+            if wrong.any():
+                raise ParameterError(f"{name}: wrote {wrote[wrong][0]:g}, but {found[wrong][0]:g} is in force")
+            for place in a.places if a.soft else ():
+                held = self._own[place.field, place.index][rows] | (
+                    (place.field, place.index) in self._elements(addresses)
+                )
+                stored = self._arrays.edit(place.field)[at(np.flatnonzero(rows), place)].astype(float)
+                if not np.allclose(stored[~held], place.factor * wrote[~held], rtol=1e-9):
+                    raise ParameterError(
+                        f"{name}: wrote {wrote[0]:g}, but {place.field}{list(place.index)} did not follow"
+                    )

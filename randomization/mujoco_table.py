@@ -54,6 +54,14 @@ def _vector(
         yield gap, kind, entity, f"{name}[{k}]", Address((Place(where, (index, k)),), unit, affects, **limits)
 
 
+def _disabled(m: Any, flag: str) -> str:
+    """Say that a flag of the model turns something off, or "" where it does not."""
+    import mujoco
+
+    bit = getattr(mujoco.mjtDisableBit, f"mjDSBL_{flag.upper()}")
+    return f"the model disables {flag.lower()} (option/flag)" if int(m.opt.disableflags) & int(bit) else ""
+
+
 def _bodies(m: Any) -> Iterator[Entry]:
     for i in range(1, m.nbody):
         body = m.body(i).name or f"body{i}"
@@ -63,8 +71,7 @@ def _bodies(m: Any) -> Iterator[Entry]:
         elif m.body_mass[i] <= 0:
             why = "the body has no mass"
         entry = ("dynamics", "body", body)
-        mass = Address((Place("body_mass", (i,)),), "kg", "inertia, weight", low=0.0, leads=i)
-        yield *entry, "mass", why or mass
+        yield *entry, "mass", why or Address((Place("body_mass", (i,)),), "kg", "inertia, weight", low=1e-12, leads=i)
         for k in range(3):
             inertia = Address((Place("body_inertia", (i, k)),), "kg·m²", "principal moment of inertia", low=1e-12)
             yield *entry, f"inertia[{k}]", why or inertia
@@ -78,13 +85,11 @@ def _bodies(m: Any) -> Iterator[Entry]:
                 component=k,
             )
             yield *entry, f"second_moment[{k}]", why or spread
-        simple = (
-            'MuJoCo compiled the body as simple; set simple="false" on it in the robot file' if m.body_simple[i] else ""
-        )
+        simple = 'MuJoCo compiled the body as simple; set simple="false" on it in the robot file'
         for k in range(3):
             com = Address((Place("body_ipos", (i, k)),), "m", "centre of mass in the frame of the body")
-            yield *entry, f"com[{k}]", why or simple or com
-        places, shapeless = _size_places(m, i)
+            yield *entry, f"com[{k}]", why or (simple if m.body_simple[i] else com)
+        places, shapeless = _lengths(m, i)
         scale = Address(
             places,
             "",
@@ -92,8 +97,9 @@ def _bodies(m: Any) -> Iterator[Entry]:
             low=1e-3,
             leads=i,
             power=2,
+            soft=True,
         )
-        yield *entry, "scale", why or shapeless or scale
+        yield *entry, "scale", shapeless or scale
 
 
 # Types of geoms whose extent is in `geom_size`, and how many numbers of it they use.
@@ -107,9 +113,11 @@ def _extent(m: Any, geom: int) -> int:
     return _EXTENTS.get(mujoco.mjtGeom(int(m.geom_type[geom])).name, 0)
 
 
-def _size_places(m: Any, body: int) -> tuple[tuple[Place, ...], str]:
-    """Where the lengths of a body are stored, and why its size cannot be changed, or ""."""
-    places = [Place("body_ipos", (body, k), float(m.body_ipos[body, k])) for k in range(3)]
+def _lengths(m: Any, body: int) -> tuple[tuple[Place, ...], str]:
+    """Where the lengths of a body are stored, and why they cannot be changed, or ""."""
+    places = []
+    if m.body_mass[body] > 0:
+        places = [Place("body_ipos", (body, k), float(m.body_ipos[body, k])) for k in range(3)]
     for g in np.flatnonzero(m.geom_bodyid == body).tolist():
         if not _extent(m, g):
             return (), f"its geom {m.geom(g).name or g} is not a sphere, capsule, ellipsoid, cylinder or box"
@@ -143,37 +151,45 @@ def _joints(m: Any) -> Iterator[Entry]:
         damping, stiffness, loss, armature, length = (
             ("N·s/m", "N/m", "N", "kg", "m") if linear else ("N·m·s/rad", "N·m/rad", "N·m", "kg·m²", "rad")
         )
-        for name, where, unit, affects in (
-            ("damping", "dof_damping", damping, "viscous friction"),
-            ("frictionloss", "dof_frictionloss", loss, "dry friction"),
-            ("armature", "dof_armature", armature, "inertia of the rotor, seen from the joint"),
+        dry = _disabled(m, "frictionloss") or _disabled(m, "constraint")
+        for name, where, unit, affects, off in (
+            ("damping", "dof_damping", damping, "viscous friction", _disabled(m, "damper")),
+            ("frictionloss", "dof_frictionloss", loss, "dry friction", dry),
+            ("armature", "dof_armature", armature, "inertia of the rotor, seen from the joint", ""),
         ):
             places = tuple(Place(where, (d,)) for d in dofs)
-            yield *entry, name, Address(places, unit, affects, low=0.0)
-        yield *entry, "stiffness", Address((Place("jnt_stiffness", (i,)),), stiffness, "spring in the joint", low=0.0)
+            yield *entry, name, off or Address(places, unit, affects, low=0.0)
+        spring = Address((Place("jnt_stiffness", (i,)),), stiffness, "spring in the joint", low=0.0)
+        yield *entry, "stiffness", _disabled(m, "spring") or spring
+        stops = _disabled(m, "limit") or _disabled(m, "constraint")
+        stops = stops or ("" if m.jnt_limited[i] else "the joint has no stops")
         for k in range(2):
+            ball = "of a ball joint the engine reads the upper end only" if kind in width and k == 0 else ""
             limit = Address((Place("jnt_range", (i, k)),), length, "stop of the joint")
-            yield *entry, f"range[{k}]", limit if m.jnt_limited[i] else "the joint has no stops"
+            yield *entry, f"range[{k}]", stops or ball or limit
         if kind in width:
             continue
         q = int(m.jnt_qposadr[i])
         yield *entry, "reference", Address((Place("qpos0", (q,)),), length, "reading in the pose of the robot file")
-        spring = Address((Place("qpos_spring", (q,)),), length, "where the spring of the joint rests")
-        yield *entry, "spring_reference", spring if m.jnt_stiffness[i] > 0 else "the joint has no spring"
+        rest = Address((Place("qpos_spring", (q,)),), length, "where the spring of the joint rests")
+        loose = _disabled(m, "spring") or ("" if m.jnt_stiffness[i] > 0 else "the joint has no spring")
+        yield *entry, "spring_reference", loose or rest
 
 
 def _tendons(m: Any) -> Iterator[Entry]:
     for i in range(m.ntendon):
         entry = ("dynamics", "tendon", m.tendon(i).name or f"tendon{i}")
-        for name, unit, affects in (
-            ("stiffness", "N/m", "spring of the tendon"),
-            ("damping", "N·s/m", "viscous friction of the tendon"),
-            ("frictionloss", "N", "dry friction of the tendon"),
+        dry = _disabled(m, "frictionloss") or _disabled(m, "constraint")
+        for name, unit, affects, off in (
+            ("stiffness", "N/m", "spring of the tendon", _disabled(m, "spring")),
+            ("damping", "N·s/m", "viscous friction of the tendon", _disabled(m, "damper")),
+            ("frictionloss", "N", "dry friction of the tendon", dry),
         ):
-            yield *entry, name, Address((Place(f"tendon_{name}", (i,)),), unit, affects, low=0.0)
+            yield *entry, name, off or Address((Place(f"tendon_{name}", (i,)),), unit, affects, low=0.0)
+        stops = _disabled(m, "limit") or _disabled(m, "constraint")
         for k in range(2):
             limit = Address((Place("tendon_range", (i, k)),), "m", "stop of the tendon")
-            yield *entry, f"range[{k}]", limit if m.tendon_limited[i] else "the tendon has no stops"
+            yield *entry, f"range[{k}]", stops or (limit if m.tendon_limited[i] else "the tendon has no stops")
 
 
 def actuator_name(m: Any, i: int) -> str:
@@ -185,37 +201,70 @@ def _actuators(m: Any) -> Iterator[Entry]:
     import mujoco
 
     fixed, affine = int(mujoco.mjtGain.mjGAIN_FIXED), int(mujoco.mjtBias.mjBIAS_AFFINE)
-    for i in range(m.nu):
+    off = _disabled(m, "actuation")
+    for i in range(m.nactuator):  # one may have several inputs: there are at least as many controls
         entry = ("dynamics", "actuator", actuator_name(m, i))
-        yield *entry, "gear", Address((Place("actuator_gear", (i, 0)),), "", "from actuator to joint")
+        adheres = "adhesion has no gear" if int(m.actuator_trntype[i]) == int(mujoco.mjtTrn.mjTRN_BODY) else ""
+        yield *entry, "gear", off or adheres or Address((Place("actuator_gear", (i, 0)),), "", "from actuator to joint")
         gain, bias = m.actuator_gainprm[i, 0], m.actuator_biasprm[i]
         feedback = int(m.actuator_biastype[i]) == affine
         if int(m.actuator_gaintype[i]) == fixed:
             if feedback and bias[1] == -gain != 0:
                 places = (Place("actuator_gainprm", (i, 0)), Place("actuator_biasprm", (i, 1), -1.0))
-                yield *entry, "kp", Address(places, "N·m/rad", "proportional gain of the position servo", low=0.0)
+                kp = Address(places, "N·m/rad", "proportional gain of the position servo", low=0.0)
                 damper = (Place("actuator_biasprm", (i, 2), -1.0),)
-                yield *entry, "kv", Address(damper, "N·m·s/rad", "damping of the position servo", low=0.0)
+                yield *entry, "kp", off or kp
+                yield *entry, "kv", off or Address(damper, "N·m·s/rad", "damping of the position servo", low=0.0)
             elif feedback and bias[2] == -gain != 0:
                 places = (Place("actuator_gainprm", (i, 0)), Place("actuator_biasprm", (i, 2), -1.0))
-                yield *entry, "kv", Address(places, "N·m·s/rad", "gain of the velocity servo", low=0.0)
+                yield *entry, "kv", off or Address(places, "N·m·s/rad", "gain of the velocity servo", low=0.0)
             else:
-                yield *entry, "gain", Address((Place("actuator_gainprm", (i, 0)),), "", "from command to force")
+                yield *entry, "gain", off or Address((Place("actuator_gainprm", (i, 0)),), "", "from command to force")
+        endless = off or ("" if m.actuator_forcelimited[i] else "its force is not limited")
         for k in range(2):
             limit = Address((Place("actuator_forcerange", (i, k)),), "N·m", "force that the actuator can give")
-            yield *entry, f"force_range[{k}]", limit if m.actuator_forcelimited[i] else "its force is not limited"
+            yield *entry, f"force_range[{k}]", endless or limit
+
+
+def _partners(m: Any) -> Any:
+    """Which geoms can touch which, with contact parameters of their own: (ngeom, ngeom) of booleans.
+
+    As MuJoCo filters them: by contype and conaffinity, not within a welded body, not with the parent body, not where a
+    pair of bodies is excluded or a pair of geoms has parameters of its own.
+    """
+    import mujoco
+
+    touch = (m.geom_contype[:, None] & m.geom_conaffinity[None, :]) != 0
+    touch = touch | touch.T
+    weld = m.body_weldid
+    mine, above = weld[m.geom_bodyid], weld[m.body_parentid[weld]][m.geom_bodyid]
+    touch &= mine[:, None] != mine[None, :]
+    if not int(m.opt.disableflags) & int(mujoco.mjtDisableBit.mjDSBL_FILTERPARENT):
+        moving = (mine[:, None] != 0) & (mine[None, :] != 0)
+        touch &= ~(moving & ((mine[:, None] == above[None, :]) | (mine[None, :] == above[:, None])))
+    for signature in m.exclude_signature.tolist():
+        first, second = m.geom_bodyid == signature >> 16, m.geom_bodyid == signature & 0xFFFF
+        touch &= ~(first[:, None] & second[None, :]) & ~(second[:, None] & first[None, :])
+    for one, other in zip(m.pair_geom1.tolist(), m.pair_geom2.tolist(), strict=True):
+        touch[one, other] = touch[other, one] = False
+    return touch
 
 
 def _contacts(m: Any) -> Iterator[Entry]:
-    moving = m.body_weldid[m.geom_bodyid] != 0
-    touch = (m.geom_contype[:, None] & m.geom_conaffinity[None, :]).astype(bool)
-    touch = (touch | touch.T) & (m.geom_bodyid[:, None] != m.geom_bodyid[None, :])
-    touch &= moving[:, None] | moving[None, :]
+    import mujoco
+
+    off = _disabled(m, "contact") or _disabled(m, "constraint")
+    if int(m.opt.enableflags) & int(mujoco.mjtEnableBit.mjENBL_OVERRIDE):
+        off = off or "the options of the model override what geoms say (option/flag override)"
+    touch, priority, tiny = _partners(m), m.geom_priority, 1e-15
     for i in range(m.ngeom):
         entry = ("dynamics", "geom", m.geom(i).name or f"geom{i}")
-        partners = np.flatnonzero(touch[i])
-        why = "" if len(partners) else "the geom takes no part in contacts"
-        directions = int(max(m.geom_condim[i], m.geom_condim[partners].max(initial=0)))
+        # of a contact, the geom with the higher priority says all
+        heard = touch[i] & (priority <= priority[i])
+        why = off or ("" if touch[i].any() else "the geom takes no part in contacts")
+        why = why or ("" if heard.any() else "all that it touches has a higher priority")
+        even = heard & (priority == priority[i])
+        directions = int(max(m.geom_condim[i] if heard.any() else 0, m.geom_condim[even].max(initial=0)))
         for k, (unit, needed, affects) in enumerate(
             (
                 ("", 3, "sliding friction; the larger of two geoms counts"),
@@ -226,7 +275,9 @@ def _contacts(m: Any) -> Iterator[Entry]:
             few = f"its contacts have condim {directions}, which needs {needed}" if directions < needed else ""
             address = Address((Place("geom_friction", (i, k)),), unit, affects, low=0.0)
             yield *entry, f"friction[{k}]", why or few or address
-        yield from _softness(entry, "geom", i, m.geom_solref[i, 0], why)
+        weightless = m.geom_solmix[i] < tiny and not (heard & ~even).any() and (m.geom_solmix[even] >= tiny).all()
+        soft = why or ("its weight (solmix) is 0" if weightless else "")
+        yield from _softness(entry, "geom", i, m, m.geom_solref[i, 0], soft)
         for k in range(_extent(m, i)):
             size = Address((Place("geom_size", (i, k)),), "m", "extent of the geom; mass and inertia stay", low=1e-6)
             yield *entry, f"size[{k}]", size
@@ -235,31 +286,37 @@ def _contacts(m: Any) -> Iterator[Entry]:
         for k, unit in enumerate(("", "", "m", "m", "m")):
             few = f"the pair has condim {m.pair_dim[i]}" if m.pair_dim[i] <= k + 1 else ""
             address = Address((Place("pair_friction", (i, k)),), unit, "friction of this pair of geoms", low=0.0)
-            yield *entry, f"friction[{k}]", few or address
-        yield from _softness(entry, "pair", i, m.pair_solref[i, 0], "")
+            yield *entry, f"friction[{k}]", off or few or address
+        yield from _softness(entry, "pair", i, m, m.pair_solref[i, 0], off)
 
 
-def _softness(entry: tuple[str, str, str], kind: str, i: int, first: float, why: str) -> Iterator[Entry]:
+def _softness(entry: tuple[str, str, str], kind: str, i: int, m: Any, first: float, why: str) -> Iterator[Entry]:
     """Stiffness and damping of contacts, in the format of MuJoCo that the model uses: its sign tells."""
-    meanings = (("s", "time constant of contacts"), ("", "damping ratio of contacts"))
-    low, high = 1e-6, np.inf
+    import mujoco
+
+    safe = not int(m.opt.disableflags) & int(mujoco.mjtDisableBit.mjDSBL_REFSAFE)
+    # below two timesteps the engine takes two
+    ranges = [("s", "time constant of contacts", 2 * float(m.opt.timestep) if safe else 1e-6, np.inf)]
+    ranges += [("", "damping ratio of contacts", 1e-6, np.inf)]
     if first < 0:
-        meanings = (("1/s²", "minus the stiffness of contacts"), ("1/s", "minus the damping of contacts"))
-        low, high = -np.inf, 0.0
-    for k, (unit, affects) in enumerate(meanings):
+        ranges = [("1/s²", "minus the stiffness of contacts", -np.inf, 0.0)]
+        ranges += [("1/s", "minus the damping of contacts", -np.inf, 0.0)]
+    for k, (unit, affects, low, high) in enumerate(ranges):
         address = Address((Place(f"{kind}_solref", (i, k)),), unit, affects, low=low, high=high)
         yield *entry, f"solref[{k}]", why or address
-    impedance = (("", 1.0), ("", 1.0), ("m", np.inf), ("", 1.0), ("", np.inf))
-    for k, (unit, most) in enumerate(impedance):
-        address = Address((Place(f"{kind}_solimp", (i, k)),), unit, "impedance of contacts", low=0.0, high=most)
+    # the engine clips to these
+    impedance = (("", 1e-4, 0.9999), ("", 1e-4, 0.9999), ("m", 0.0, np.inf), ("", 1e-4, 0.9999), ("", 1.0, np.inf))
+    for k, (unit, low, high) in enumerate(impedance):
+        address = Address((Place(f"{kind}_solimp", (i, k)),), unit, "impedance of contacts", low=low, high=high)
         yield *entry, f"solimp[{k}]", why or address
 
 
 def _world(m: Any) -> Iterator[Entry]:
     entry = ("dynamics", "world", "world")
-    yield *entry, "gravity", Address((Place("opt.gravity", (2,), -1.0),), "m/s²", "gravity, downwards")
-    yield *entry, "gravity_x", Address((Place("opt.gravity", (0,)),), "m/s²", "gravity, along x")
-    yield *entry, "gravity_y", Address((Place("opt.gravity", (1,)),), "m/s²", "gravity, along y")
+    off = _disabled(m, "gravity")
+    yield *entry, "gravity", off or Address((Place("opt.gravity", (2,), -1.0),), "m/s²", "gravity, downwards")
+    yield *entry, "gravity_x", off or Address((Place("opt.gravity", (0,)),), "m/s²", "gravity, along x")
+    yield *entry, "gravity_y", off or Address((Place("opt.gravity", (1,)),), "m/s²", "gravity, along y")
     for k in range(3):
         wind = Address((Place("opt.wind", (k,)),), "m/s", "velocity of the medium; needs a density or a viscosity")
         yield *entry, f"wind[{k}]", wind
@@ -271,7 +328,7 @@ def _visuals(m: Any) -> Iterator[Entry]:
     import mujoco
 
     directional = int(mujoco.mjtLightType.mjLIGHT_DIRECTIONAL)
-    tracked = int(mujoco.mjtCamLight.mjCAMLIGHT_FIXED)
+    aimed = [int(mujoco.mjtCamLight.mjCAMLIGHT_TARGETBODY), int(mujoco.mjtCamLight.mjCAMLIGHT_TARGETBODYCOM)]
     for i in range(m.nlight):
         entry = ("perception", "light", m.light(i).name or f"light{i}")
         yield (
@@ -281,7 +338,9 @@ def _visuals(m: Any) -> Iterator[Entry]:
         )
         if int(m.light_type[i]) != directional:
             yield from _vector(*entry, "position", "light_pos", i, ("m",) * 3, "where the light is")
-        yield from _vector(*entry, "direction", "light_dir", i, ("",) * 3, "where the light points")
+        for k in range(3):
+            direction = Address((Place("light_dir", (i, k)),), "", "where the light points")
+            yield *entry, f"direction[{k}]", "it points at a body" if int(m.light_mode[i]) in aimed else direction
         yield from _vector(*entry, "diffuse", "light_diffuse", i, ("",) * 3, "colour of the light", low=0.0, high=1.0)
     for i in range(m.ncam):
         entry = ("perception", "camera", m.camera(i).name or f"camera{i}")
@@ -290,13 +349,19 @@ def _visuals(m: Any) -> Iterator[Entry]:
             turn = Address(
                 (Place("cam_quat", (i,)),), "rad", "rotation vector of the camera", view="rotation", component=k
             )
-            fixed = int(m.cam_mode[i]) == tracked
-            yield *entry, f"rotation[{k}]", turn if fixed else "the camera turns by itself (its mode is not fixed)"
-        yield *entry, "fovy", Address((Place("cam_fovy", (i,)),), "deg", "vertical field of view", low=1.0, high=179.0)
+            yield *entry, f"rotation[{k}]", "it points at a body" if int(m.cam_mode[i]) in aimed else turn
+        fovy = Address((Place("cam_fovy", (i,)),), "deg", "vertical field of view", low=1.0, high=179.0)
+        yield *entry, "fovy", "the camera has a focal length" if m.cam_sensorsize[i, 1] > 0 else fovy
+    # a colour that differs from the default one is drawn over the material
+    plain = (np.asarray(m.geom_rgba) == np.array([0.5, 0.5, 0.5, 1.0], m.geom_rgba.dtype)).all(1)
+    worn = {*m.geom_matid[plain].tolist(), *m.site_matid.tolist(), *m.tendon_matid.tolist(), *m.flex_matid.tolist()}
+    worn |= set(m.skin_matid.tolist())
     for i in range(m.nmat):
         entry = ("perception", "material", m.material(i).name or f"material{i}")
-        yield from _vector(*entry, "rgba", "mat_rgba", i, ("",) * 4, "colour", low=0.0, high=1.0)
+        for k in range(4):
+            rgba = Address((Place("mat_rgba", (i, k)),), "", "colour", low=0.0, high=1.0)
+            yield *entry, f"rgba[{k}]", rgba if i in worn else "nothing shows the material"
     for i in range(m.ngeom):
-        if m.geom_matid[i] < 0:
+        if m.geom_matid[i] < 0 or not plain[i]:
             entry = ("perception", "geom", m.geom(i).name or f"geom{i}")
             yield from _vector(*entry, "rgba", "geom_rgba", i, ("",) * 4, "colour", low=0.0, high=1.0)
