@@ -229,7 +229,19 @@ def test_bad_logs(
 def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert called(cwd=tmp_path, capsys=capsys).returncode == 2
     assert called("--help", cwd=tmp_path, capsys=capsys).returncode == 0
-    verbs = ("run", "identify", "finetune", "evaluate", "control", "sweep", "report", "logs", "parameters", "doctor")
+    verbs = (
+        "run",
+        "identify",
+        "finetune",
+        "evaluate",
+        "control",
+        "sweep",
+        "report",
+        "logs",
+        "parameters",
+        "preview",
+        "doctor",
+    )
     for verb in verbs:
         done = called(verb, "--help", cwd=tmp_path, capsys=capsys)
         assert done.returncode == 0
