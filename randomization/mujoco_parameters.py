@@ -40,8 +40,16 @@ class ModelArrays(Protocol):
         ...
 
 
+# What environments move in their models by themselves, when they reset.
+POSES = ("body_pos", "body_quat", "geom_pos", "geom_quat", "site_pos", "site_quat")
+
+
 class LiveModel:
-    """The one model of a running environment, which shares it with its `MjData`."""
+    """The one model of a running environment, which shares it with its `MjData`.
+
+    The constants that MuJoCo derives are computed without what the environment moves in its model by itself (a door, a
+    target), as the environment leaves them too; otherwise they would depend on the episode before.
+    """
 
     n = 1
 
@@ -52,9 +60,11 @@ class LiveModel:
         # mj_setConst overwrites the data it is given, which must not be the environment's
         self._scratch = mujoco.MjData(model)
         self._numbers: dict[str, Array] = {}
+        self._poses = {field: getattr(model, field).copy() for field in POSES}
 
     def edit(self, field: str) -> NDArray[np.generic]:
         value = model_field(self._model, field)
+        self._poses.pop(field, None)  # from now on ours
         if isinstance(value, np.ndarray):
             return np.asarray(value[None])
         # a number is written at the commit; until then, this is what it will be
@@ -66,8 +76,17 @@ class LiveModel:
         for field, value in self._numbers.items():
             setattr(self._model.opt, field.removeprefix("opt."), float(value[0]))
         self._numbers.clear()
-        if constants:
-            mujoco.mj_setConst(self._model, self._scratch)
+        if not constants:
+            return
+        moved = {}
+        for field, nominal in self._poses.items():
+            now = getattr(self._model, field)
+            if not np.array_equal(now, nominal):
+                moved[field] = now.copy()
+                now[:] = nominal
+        mujoco.mj_setConst(self._model, self._scratch)
+        for field, value in moved.items():
+            getattr(self._model, field)[:] = value
 
 
 class BatchModels:

@@ -273,6 +273,7 @@ class Randomizer:
                 np.array(self.in_force[name]) if name in self.in_force else np.full(self.n, self._nominal[name])
             )
             full[name][rows] = value
+            full[name].flags.writeable = False  # infos hold it
         self.store.write(full, mask)
         # a new dictionary, so that an info that holds the old one keeps what was in force then
         self.in_force = self.in_force | full

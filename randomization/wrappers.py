@@ -19,10 +19,19 @@ ALL = np.ones(1, bool)
 StepResult = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 
 
+# What a goal environment has beside the methods of `gymnasium.Env`: relabelling asks the outermost wrapper for it.
+GOAL = ("compute_reward", "compute_terminated", "compute_truncated")
+
+
 class _OwnStream(gym.Wrapper[Any, Any, Any, Any]):
     """A wrapper with a generator of its own, seeded from the environment's seed."""
 
     role: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name in GOAL:
+            return self.env.get_wrapper_attr(name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def _seeded(self, seed: int | None) -> bool:
         """Make the generator anew for a seed, or for the first time; return whether it was."""
@@ -112,7 +121,7 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
 
     def _with_report(self, info: dict[str, Any]) -> dict[str, Any]:
         inner = info.get("parameters")
-        info["parameters"] = self._report if inner is None else {**inner, **self._report}
+        info["parameters"] = self._report.copy() if inner is None else {**inner, **self._report}
         return info
 
 

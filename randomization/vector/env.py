@@ -313,7 +313,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             return self._reported_where(shown)
         if self._reported is not self.randomizer.in_force:
             self._reported, self._report = self.randomizer.in_force, self._reported_where(shown)
-        return self._report
+        return self._report.copy()
 
     def _reported_where(self, shown: Mask) -> dict[str, Any]:
         """Return the parameters in force with their masks, zero where the mask is false."""
