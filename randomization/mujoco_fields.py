@@ -31,6 +31,7 @@ class MujocoFields:
         self.model, self.name = model, name
         # all at once and now: what is written into a live model later must not be taken for nominal
         fields = {place.field for address in self.addresses.values() for place in address.places}
+        fields.add("body_inertia")  # which follows
         self._rows = {field: np.array(model_field(model, field), float) for field in sorted(fields)}
 
     @cached_property

@@ -31,6 +31,15 @@ class ModelArrays(Protocol):
     @property
     def n(self) -> int: ...
 
+    @property
+    def timestep(self) -> float:
+        """Length of a substep [s]."""
+        ...
+
+    def values(self, field: str) -> NDArray[np.generic]:
+        """Return a field's values, as they are or as they will be after the commit: (n, ...)."""
+        ...
+
     def edit(self, field: str) -> NDArray[np.generic]:
         """Return a field's values, to be written into: (n, ...)."""
         ...
@@ -61,6 +70,13 @@ class LiveModel:
         self._scratch = mujoco.MjData(model)
         self._numbers: dict[str, Array] = {}
         self._poses = {field: getattr(model, field).copy() for field in POSES}
+
+    @property
+    def timestep(self) -> float:
+        return float(self._model.opt.timestep)
+
+    def values(self, field: str) -> NDArray[np.generic]:
+        return self._numbers[field] if field in self._numbers else np.asarray(model_field(self._model, field))[None]
 
     def edit(self, field: str) -> NDArray[np.generic]:
         value = model_field(self._model, field)
@@ -99,6 +115,15 @@ class BatchModels:
     def n(self) -> int:
         return int(self._batch.nsim)
 
+    @property
+    def timestep(self) -> float:
+        return float(self._batch.model.opt.timestep)
+
+    def values(self, field: str) -> NDArray[np.generic]:
+        own = self._batch.expanded(field)
+        shared = np.asarray(model_field(self._batch.model, field))
+        return np.broadcast_to(shared, (self.n, *shared.shape)) if own is None else np.asarray(own)
+
     def edit(self, field: str) -> NDArray[np.generic]:
         return np.asarray(self._batch.expand(field))
 
@@ -119,6 +144,8 @@ class MujocoParameters:
     """
 
     def __init__(self, fields: MujocoFields, arrays: ModelArrays) -> None:
+        import mujoco
+
         self.fields, self._arrays = fields, arrays
         self.written: dict[str, Address] = {}
         soft = {name: a for name, a in fields.addresses.items() if a.soft}
@@ -127,6 +154,7 @@ class MujocoParameters:
         self._own = {(p.field, p.index): np.zeros(arrays.n, bool) for a in soft.values() for p in a.places}
         self._own |= {("body_inertia", (body,)): np.zeros(arrays.n, bool) for body in fields.leaders}
         self._changed: set[str] = set()
+        self._safe = not int(fields.model.opt.disableflags) & int(mujoco.mjtDisableBit.mjDSBL_REFSAFE)
         self._inputs = frozenset(type(fields.model)._setconst_inputs)
 
     @property
@@ -190,9 +218,11 @@ class MujocoParameters:
         rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
         if not self.written or not rows.any():
             return
-        touched = self._touched(self.written)
-        for field in touched:
-            self._arrays.edit(field)[rows] = self.fields.nominal_row(field)
+        touched, plants = self._touched(self.written), np.flatnonzero(rows)
+        elements = {(p.field, p.index) for a in self.written.values() for p in a.places}
+        elements |= {("body_inertia", (a.leads,)) for a in self.written.values() if a.leads >= 0}
+        for field, index in elements:
+            self._arrays.edit(field)[at(plants, Place(field, index))] = self.fields.nominal_row(field)[index]
         for flags in self._own.values():
             flags[rows] = False
         for scale in self._scales.values():
@@ -210,7 +240,7 @@ class MujocoParameters:
             if a.soft:
                 out[name] = self._scales[name].copy()
                 continue
-            stored = self._arrays.edit(a.place.field)[at(slice(None), a.place)].astype(float)
+            stored = self._arrays.values(a.place.field)[at(slice(None), a.place)].astype(float)
             if a.view:
                 nominal = self.fields.nominal_row(a.place.field)[a.place.index]
                 out[name] = view_of(a.view, stored, nominal)[:, a.component]
@@ -282,7 +312,7 @@ class MujocoParameters:
         for name, a in addresses.items():
             field, index = a.place.field, a.place.index
             if field == "body_inertia":
-                moments = self._arrays.edit(field)[rows][:, index[0]].astype(float)
+                moments = self._arrays.values(field)[rows][:, index[0]].astype(float)
                 if (moments.min(1) <= 0).any():
                     raise ParameterError(
                         f"{name}: a moving body needs inertia, found {moments[moments.min(1) <= 0][0]}"
@@ -294,23 +324,31 @@ class MujocoParameters:
                         "sum of the others; scale all three together, or randomize `second_moment` instead"
                     )
             elif field.endswith(("_range", "_forcerange")):
-                both = self._arrays.edit(field)[rows][:, index[0]].astype(float)
+                both = self._arrays.values(field)[rows][:, index[0]].astype(float)
                 crossed = both[:, 0] >= both[:, 1]
                 if crossed.any():
                     raise ParameterError(
                         f"{name}: the lower end must lie below the upper one, found {both[crossed][0].tolist()}"
                     )
             elif field == "opt.wind":
-                still = self._arrays.edit(field)[rows][:, index[0]].astype(float) != 0
+                still = self._arrays.values(field)[rows][:, index[0]].astype(float) != 0
                 for medium in ("opt.density", "opt.viscosity"):
-                    still &= self._arrays.edit(medium)[rows].astype(float) == 0
+                    still &= self._arrays.values(medium)[rows].astype(float) == 0
                 if still.any():
                     raise ParameterError(
                         f"{name} would change nothing: the medium has neither density nor viscosity; write "
                         "dynamics.world.density with it (air has 1.2 kg/m³)"
                     )
+            elif field.endswith("_solref") and index[1:] == (0,) and a.low > 0:
+                # below two timesteps the engine takes two, unless the model says otherwise
+                shortest = 2 * self._arrays.timestep if self._safe else a.low
+                short = self._arrays.values(field)[rows][:, index[0], 0].astype(float)
+                if (short < shortest).any():
+                    raise ParameterError(
+                        f"{name}: must lie between {shortest:g} (two timesteps) and inf, found {short.min():g} {a.unit}"
+                    )
             elif field == "light_dir":
-                length = np.linalg.norm(self._arrays.edit(field)[rows][:, index[0]].astype(float), axis=1)
+                length = np.linalg.norm(self._arrays.values(field)[rows][:, index[0]].astype(float), axis=1)
                 if (length < 1e-6).any():
                     raise ParameterError(f"{name}: a light needs a direction, found zero")
 
@@ -327,7 +365,7 @@ class MujocoParameters:
                 held = self._own[place.field, place.index][rows] | (
                     (place.field, place.index) in self._elements(addresses)
                 )
-                stored = self._arrays.edit(place.field)[at(np.flatnonzero(rows), place)].astype(float)
+                stored = self._arrays.values(place.field)[at(np.flatnonzero(rows), place)].astype(float)
                 if not np.allclose(stored[~held], place.factor * wrote[~held], rtol=1e-9):
                     raise ParameterError(
                         f"{name}: wrote {wrote[0]:g}, but {place.field}{list(place.index)} did not follow"

@@ -277,7 +277,7 @@ def _contacts(m: Any) -> Iterator[Entry]:
             yield *entry, f"friction[{k}]", why or few or address
         weightless = m.geom_solmix[i] < tiny and not (heard & ~even).any() and (m.geom_solmix[even] >= tiny).all()
         soft = why or ("its weight (solmix) is 0" if weightless else "")
-        yield from _softness(entry, "geom", i, m, m.geom_solref[i, 0], soft)
+        yield from _softness(entry, "geom", i, m.geom_solref[i, 0], soft)
         for k in range(_extent(m, i)):
             size = Address((Place("geom_size", (i, k)),), "m", "extent of the geom; mass and inertia stay", low=1e-6)
             yield *entry, f"size[{k}]", size
@@ -287,17 +287,12 @@ def _contacts(m: Any) -> Iterator[Entry]:
             few = f"the pair has condim {m.pair_dim[i]}" if m.pair_dim[i] <= k + 1 else ""
             address = Address((Place("pair_friction", (i, k)),), unit, "friction of this pair of geoms", low=0.0)
             yield *entry, f"friction[{k}]", off or few or address
-        yield from _softness(entry, "pair", i, m, m.pair_solref[i, 0], off)
+        yield from _softness(entry, "pair", i, m.pair_solref[i, 0], off)
 
 
-def _softness(entry: tuple[str, str, str], kind: str, i: int, m: Any, first: float, why: str) -> Iterator[Entry]:
+def _softness(entry: tuple[str, str, str], kind: str, i: int, first: float, why: str) -> Iterator[Entry]:
     """Stiffness and damping of contacts, in the format of MuJoCo that the model uses: its sign tells."""
-    import mujoco
-
-    safe = not int(m.opt.disableflags) & int(mujoco.mjtDisableBit.mjDSBL_REFSAFE)
-    # below two timesteps the engine takes two
-    ranges = [("s", "time constant of contacts", 2 * float(m.opt.timestep) if safe else 1e-6, np.inf)]
-    ranges += [("", "damping ratio of contacts", 1e-6, np.inf)]
+    ranges = [("s", "time constant of contacts", 1e-6, np.inf), ("", "damping ratio of contacts", 1e-6, np.inf)]
     if first < 0:
         ranges = [("1/s²", "minus the stiffness of contacts", -np.inf, 0.0)]
         ranges += [("1/s", "minus the damping of contacts", -np.inf, 0.0)]
@@ -351,6 +346,8 @@ def _visuals(m: Any) -> Iterator[Entry]:
             )
             yield *entry, f"rotation[{k}]", "it points at a body" if int(m.cam_mode[i]) in aimed else turn
         fovy = Address((Place("cam_fovy", (i,)),), "deg", "vertical field of view", low=1.0, high=179.0)
+        if int(m.cam_projection[i]) == int(mujoco.mjtProjection.mjPROJ_ORTHOGRAPHIC):
+            fovy = Address((Place("cam_fovy", (i,)),), "m", "height of what the camera sees", low=1e-6)
         yield *entry, "fovy", "the camera has a focal length" if m.cam_sensorsize[i, 1] > 0 else fovy
     # a colour that differs from the default one is drawn over the material
     plain = (np.asarray(m.geom_rgba) == np.array([0.5, 0.5, 0.5, 1.0], m.geom_rgba.dtype)).all(1)
