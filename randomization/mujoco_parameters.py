@@ -257,7 +257,10 @@ class MujocoParameters:
         return any(field in self._inputs or field.startswith("opt.") for field in fields)
 
     def _elements(self, addresses: Mapping[str, Address]) -> set[tuple[str, tuple[int, ...]]]:
-        """What addresses claim by name: elements of fields, and rows of inertia as a whole."""
+        """What addresses claim by name: elements of fields, and rows of inertia as a whole.
+
+        A row in which some moments follow and others do not might be that of no body.
+        """
         claimed = {(p.field, p.index) for a in addresses.values() if not a.soft for p in a.places}
         return claimed | {(field, index[:1]) for field, index in claimed if field == "body_inertia"}
 
@@ -266,15 +269,17 @@ class MujocoParameters:
         for name, a in addresses.items():
             if a.soft:
                 self._scales[name][plants] = new[name]
-            for place in a.places if not a.view else ():
+            for place in a.places if not (a.view or a.place.field == "body_inertia") else ():
                 if not a.soft:
                     self._arrays.edit(place.field)[at(plants, place)] = place.factor * new[name]
                 elif (place.field, place.index) not in claimed:
                     free = ~self._own[place.field, place.index][plants]
                     self._arrays.edit(place.field)[at(plants[free], place)] = place.factor * new[name][free]
         for body in {a.leads for a in addresses.values() if a.leads >= 0}:
-            if ("body_inertia", (body,)) not in claimed:
-                self._follow(body, addresses, plants)
+            self._follow(body, addresses, plants)
+        for name, a in addresses.items():
+            if a.place.field == "body_inertia" and not a.view:
+                self._arrays.edit("body_inertia")[at(plants, a.place)] = new[name]
         views: dict[tuple[str, Place], dict[int, str]] = {}
         for name, a in addresses.items():
             if a.view:
@@ -298,7 +303,8 @@ class MujocoParameters:
         self._arrays.edit("body_inertia")[plants, body] = row * factor[:, None]
 
     def _check_range(self, name: str, address: Address, value: Array) -> None:
-        bad = (value < address.low) | (value > address.high)
+        # what the model holds is not to be refused
+        bad = ((value < address.low) | (value > address.high)) & (value != self.fields.nominal[name])
         if bad.any():
             what = (
                 "cannot be negative"
@@ -343,6 +349,7 @@ class MujocoParameters:
                 # below two timesteps the engine takes two, unless the model says otherwise
                 shortest = 2 * self._arrays.timestep if self._safe else a.low
                 short = self._arrays.values(field)[rows][:, index[0], 0].astype(float)
+                short = short[short != self.fields.nominal[name]]
                 if (short < shortest).any():
                     raise ParameterError(
                         f"{name}: must lie between {shortest:g} (two timesteps) and inf, found {short.min():g} {a.unit}"
