@@ -10,7 +10,7 @@ LONG = (
     "test_examples.py",
     "test_cli.py",
     "test_packaging.py",
-    "test_wrappers.py",
+    "test_mujoco_fields.py",
     "test_identify.py",
 )
 
