@@ -124,6 +124,20 @@ class BoundChain:
     def units(self) -> dict[str, str]:
         return self.chain.units()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_xp": None}  # a module
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_xp": array_api_compat.array_namespace(state["_like"])}
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Return the smallest and largest value that each parameter may take."""
+        out = {s.parameter(f): (field.low, field.high) for s in self.chain.stages for f, field in s.FIELDS.items()}
+        for stage in self.chain.stages:
+            if isinstance(stage, Latency):
+                out[stage.parameter("delay")] = (0.0, stage.longest)
+        return out
+
     def write(self, values: Mapping[str, Signal], mask: NDArray[np.bool_] | None = None) -> None:
         """Write parameters: name -> (n,), or (n, width) for one value a channel; in the rows that `mask` (n,) selects.
 

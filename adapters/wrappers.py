@@ -62,6 +62,9 @@ class ExecutionGap(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._line.reset()
+        if self._at_substeps:
+            base: Any = self.env.unwrapped
+            base._step_mujoco_simulation = self._simulate  # again: a copy of the environment was made anew
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:

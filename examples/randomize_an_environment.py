@@ -15,7 +15,7 @@ from sim2real import RandomizeDynamics, make_vec
 RANDOMIZATION = {
     "dynamics.*.mass": "*U(0.7, 1.3) each",  # every body draws its own; inertias follow
     "dynamics.*.damping": "*U(0.5, 2)",  # one draw for all joints
-    "dynamics.floor.friction[0]": "*U(0.6, 1.4)",
+    "dynamics.*.friction[0]": "*U(0.6, 1.4)",  # of two geoms in contact the larger counts
     "dynamics.*.gear": "*U(0.8, 1.2) each",
 }
 ENVS, STEPS = 64, 200

@@ -14,7 +14,7 @@ from sim2real.errors import ParameterError
 from sim2real.randomization.addressing import silent_names
 from sim2real.randomization.mujoco_fields import MujocoFields
 from sim2real.randomization.mujoco_parameters import LiveModel, MujocoParameters
-from sim2real.randomization.parameters import Array, ParameterStore, Values, check_values
+from sim2real.randomization.parameters import GAPS, Array, ParameterStore, Values, check_values
 
 Env = gym.Env[Any, Any]
 Mask = NDArray[np.bool_]
@@ -101,6 +101,12 @@ def register_parameters(environment: type[Env] | str, setters: Mapping[str, Sett
         >>> parameter_store(Cart()).nominal()
         {'dynamics.cart.mass': 1.0}
     """
+    for name, setter in setters.items():
+        if name.split(".")[0] not in GAPS or name.count(".") < 2 or not isinstance(setter, Setter):
+            raise ParameterError(
+                f"register {{'<gap>.<entity>.<field>': Setter}} with the gap one of {', '.join(GAPS)}; "
+                f"found {name!r}: {setter!r}"
+            )
     key = environment if isinstance(environment, str) else f"{environment.__module__}:{environment.__qualname__}"
     _registered[key] = dict(setters)
 
@@ -136,6 +142,16 @@ class SetterStore:
 
     def nominal(self) -> dict[str, float]:
         return dict(self._nominal)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"setters": None}  # functions, which are found again by the class of the environment
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"setters": _setters(state["env"])}
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Return the smallest and largest value that each parameter may take."""
+        return {name: (s.low, s.high) for name, s in self.setters.items()}
 
     def units(self) -> dict[str, str]:
         return {name: s.unit for name, s in self.setters.items()}
@@ -194,26 +210,31 @@ class JoinedStore:
     """Several stores under one roof: an environment's dynamics and the stages before it, for instance."""
 
     def __init__(self, stores: tuple[ParameterStore, ...]) -> None:
-        self._stores = stores
+        self.stores = stores
         self._owner = {name: store for store in stores for name in store.nominal()}
 
     def nominal(self) -> dict[str, float]:
-        return {name: value for store in self._stores for name, value in store.nominal().items()}
+        return {name: value for store in self.stores for name, value in store.nominal().items()}
 
     def units(self) -> dict[str, str]:
-        return {name: unit for store in self._stores for name, unit in store.units().items()}
+        return {name: unit for store in self.stores for name, unit in store.units().items()}
 
     def affects(self) -> dict[str, str]:
         """Return what each parameter changes, in a few words."""
-        return {name: text for store in self._stores for name, text in affects(store).items()}
+        return {name: text for store in self.stores for name, text in affects(store).items()}
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Return the smallest and largest value that each parameter may take, where a store knows."""
+        known: list[dict[str, tuple[float, float]]] = [getattr(store, "limits", dict)() for store in self.stores]
+        return {name: ends for found in known for name, ends in found.items()}
 
     def silent(self) -> dict[str, str]:
         """Return the names that are refused, and why."""
-        return {name: why for store in self._stores for name, why in silent_names(store).items()}
+        return {name: why for store in self.stores for name, why in silent_names(store).items()}
 
     def write(self, values: Values, mask: Mask | None = None) -> None:
         n = len(next(iter(values.values()))) if values else 1
-        for store in self._stores:
+        for store in self.stores:
             mine = {name: value for name, value in values.items() if self._owner.get(name) is store}
             if mine:
                 store.write(mine, mask)
@@ -221,14 +242,14 @@ class JoinedStore:
 
     def after_reset(self) -> None:
         """Let each store write again what a reset has undone."""
-        for store in self._stores:
+        for store in self.stores:
             after_reset(store)
 
     def read(self) -> dict[str, Array]:
-        return {name: value for store in self._stores for name, value in store.read().items()}
+        return {name: value for store in self.stores for name, value in store.read().items()}
 
     def restore(self, mask: Mask | None = None) -> None:
-        for store in self._stores:
+        for store in self.stores:
             store.restore(mask)
 
 
@@ -283,7 +304,12 @@ def parameter_store(env: Env) -> ParameterStore:
             "`data`), nothing is registered for it, and it is not Randomizable. Say what can change: "
             "register_parameters(type(env.unwrapped), {'dynamics.body.mass': attribute('mass', 'kg')})"
         )
-    return stores[0] if len(stores) == 1 else JoinedStore(tuple(stores))
+    if len(stores) == 1:
+        return stores[0]
+    kept = env.unwrapped.__dict__.get("_sim2real_joined")
+    if not isinstance(kept, JoinedStore) or kept.stores != tuple(stores):
+        kept = env.unwrapped.__dict__["_sim2real_joined"] = JoinedStore(tuple(stores))
+    return kept
 
 
 def _base_store(base: Env) -> ParameterStore | None:

@@ -50,7 +50,9 @@ CLASSIC: dict[str, tuple[dict[str, str], Callable[[Any], Any]]] = {
 
 
 class StateAccess(Protocol):
-    """The state of one environment as a row of named numbers."""
+    """The state of one environment, `env`, as a row of named numbers."""
+
+    env: Any
 
     @property
     def units(self) -> dict[str, str]:
@@ -72,15 +74,15 @@ class StateAccess(Protocol):
 
 class _Classic:
     def __init__(self, env: Any, units: dict[str, str], observe: Callable[[Any], Any]) -> None:
-        self._env, self.units, self._observe = env, units, observe
+        self.env, self.units, self._observe = env, units, observe
 
     def read(self) -> Array:
-        return np.array(self._env.state, float)
+        return np.array(self.env.state, float)
 
     def write(self, state: Array, observation: Any) -> Any:
-        kind = self._env.state.dtype if isinstance(self._env.state, np.ndarray) else float
-        self._env.state = state.astype(kind)
-        return self._observe(self._env)
+        kind = self.env.state.dtype if isinstance(self.env.state, np.ndarray) else float
+        self.env.state = state.astype(kind)
+        return self._observe(self.env)
 
     def info(self) -> dict[str, Any]:
         return {}
@@ -107,23 +109,23 @@ def mujoco_state_units(model: Any) -> dict[str, str]:
 
 class _Mujoco:
     def __init__(self, env: Any) -> None:
-        self._env = env
+        self.env = env
         self.units = mujoco_state_units(env.model)
 
     def read(self) -> Array:
-        return np.concatenate([self._env.data.qpos, self._env.data.qvel])
+        return np.concatenate([self.env.data.qpos, self.env.data.qvel])
 
     def write(self, state: Array, observation: Any) -> Any:
         import mujoco
 
-        env = self._env
+        env = self.env
         env.data.qpos[:], env.data.qvel[:] = np.split(state, [env.model.nq])
         mujoco.mj_normalizeQuat(env.model, env.data.qpos)
         mujoco.mj_forward(env.model, env.data)
         return env._get_obs()
 
     def info(self) -> dict[str, Any]:
-        return dict(self._env._get_reset_info())
+        return dict(self.env._get_reset_info())
 
 
 def state_access(env: Env) -> StateAccess:
@@ -133,6 +135,13 @@ def state_access(env: Env) -> StateAccess:
         ParameterError: it is neither on MuJoCo with an observation that can be taken anew, nor one of classic control.
     """
     base: Any = env.unwrapped
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper):
+        if layer.observation_space != base.observation_space or isinstance(layer, gym.ObservationWrapper):
+            raise ParameterError(
+                f"put RandomizeInitialState inside {type(layer).__name__}: it takes the observation anew"
+            )
+        layer = layer.env
     for cls in type(base).__mro__:
         if cls.__name__ in CLASSIC and cls.__module__.startswith("gymnasium.envs.classic_control"):
             return _Classic(base, *CLASSIC[cls.__name__])
@@ -140,13 +149,6 @@ def state_access(env: Env) -> StateAccess:
         from gymnasium.envs.mujoco import MujocoEnv
 
         if isinstance(base, MujocoEnv) and hasattr(base, "_get_obs"):
-            layer: Any = env
-            while isinstance(layer, gym.Wrapper):
-                if isinstance(layer, gym.ObservationWrapper):
-                    raise ParameterError(
-                        f"put RandomizeInitialState inside {type(layer).__name__}: it takes the observation anew"
-                    )
-                layer = layer.env
             return _Mujoco(base)
     raise ParameterError(
         f"the state of {type(base).__name__} is not known: RandomizeInitialState takes MuJoCo environments of "

@@ -171,6 +171,10 @@ class MujocoParameters:
         """Return what each parameter changes, in a few words."""
         return {name: address.affects for name, address in self.fields.addresses.items()}
 
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Return the smallest and largest value that each parameter may take."""
+        return {name: (address.low, address.high) for name, address in self.fields.addresses.items()}
+
     def silent(self) -> dict[str, str]:
         """Return the fields that the engine does not look at in this model: name -> why."""
         return self.fields.silent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,8 @@ class Wrench:
         cls,
         env: Any,
         body: str,
-        force: str | Sequence[str] = (),
-        torque: Sequence[str] = (),
+        force: Any = (),
+        torque: Any = (),
         every: str | float = "U(2, 4)",
         duration: float = 0.1,
     ) -> Wrench:
@@ -49,13 +49,14 @@ class Wrench:
         """
         import mujoco
 
+        force, torque = _as_notations(force), _as_notations(torque)
         model = getattr(env, "model", None)
         if not isinstance(model, mujoco.MjModel):
             raise ParameterError(f"pushes need a MuJoCo model, which {type(env).__name__} has not")
         names = [model.body(i).name for i in range(1, model.nbody)]
         if body not in names:
             raise ParameterError(f"no body named {body!r}{did_you_mean(body, names)}")
-        forces = (force,) if isinstance(force, str) else tuple(force)
+        forces = force
         if len(forces) not in (0, 1, 3) or len(torque) not in (0, 3) or not len(forces) + len(torque):
             raise ParameterError(
                 "a push is a force (one notation for a horizontal push in a random direction, or three for the axes) "
@@ -73,6 +74,21 @@ class Wrench:
             wait,
             float(duration),
         )
+
+
+def _as_notations(given: Any) -> tuple[str, ...]:
+    """Return notations as a tuple of texts; numbers are notations too."""
+    return tuple(str(x) for x in given) if isinstance(given, list | tuple) else (str(given),)
+
+
+def check_push(arguments: Mapping[str, Any]) -> None:
+    """Raise a ParameterError unless a mapping holds arguments of `Push`."""
+    known = ("body", "force", "torque", "every", "duration")
+    for key in arguments:
+        if key not in known:
+            raise ParameterError(f"a push has no {key!r}{did_you_mean(key, known)}")
+    if "body" not in arguments:
+        raise ParameterError("a push needs a body: {body: torso, force: 'U(20, 60)'}")
 
 
 class PushSchedule:

@@ -150,6 +150,8 @@ class Randomizer:
     def __init__(self, randomizations: Sequence[Randomization], store: ParameterStore, n: int, dt: float) -> None:
         self.store, self.n, self.dt = store, n, dt
         self._groups = [_Group(r, BoundParameters(r.parameters, store), n) for r in randomizations]
+        for g in self._groups:
+            g.check_limits(limits(store))
         names = [name for g in self._groups for name in g.bound.names]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -161,6 +163,10 @@ class Randomizer:
         self._steps = np.zeros(n, int)
         self._forced: dict[str, NDArray[np.bool_]] = {}
         self.moving = any(isinstance(g.when, Schedule) for g in self._groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the store belongs to the environment, which may be made anew: whoever copies attaches it again
+        return self.__dict__ | {"store": None}
 
     def draws(self) -> dict[str, tuple[tuple[str, ...], str]]:
         """Return what is drawn: name or pattern -> the parameters that it is written to, and its notation."""
@@ -256,11 +262,21 @@ class Randomizer:
     def _match(self, forced: Mapping[str, Any], rows: NDArray[np.int_]) -> dict[str, Array]:
         out: dict[str, Array] = {}
         for pattern, value in forced.items():
-            for name in match_names(pattern, self._nominal, silent_names(self.store)):
+            names = match_names(pattern, self._nominal, silent_names(self.store))
+            try:
                 array = np.asarray(value, float)
-                if array.shape not in ((), (self.n,)):
-                    raise ParameterError(f"{name}: expected a number or ({self.n},) values, found shape {array.shape}")
-                out[name] = np.broadcast_to(array, (self.n,))[rows]
+            except (TypeError, ValueError):
+                raise ParameterError(f"{pattern}: a forced value is a number, found {value!r}") from None
+            parts = iter([array] * len(names))
+            if array.shape == (len(names),) and array.shape != (self.n,):
+                parts = iter(array)  # one for each component of a vector
+            elif array.shape not in ((), (self.n,)):
+                raise ParameterError(
+                    f"{pattern}: expected a number or ({self.n},) values, one a plant, or one for each parameter; "
+                    f"found shape {array.shape}"
+                )
+            for name in names:
+                out[name] = np.broadcast_to(next(parts), (self.n,))[rows]
         return out
 
     def _write(self, values: Mapping[str, Array], rows: NDArray[np.int_]) -> None:
@@ -279,6 +295,12 @@ class Randomizer:
         self.in_force = self.in_force | full
 
 
+def limits(store: ParameterStore) -> dict[str, tuple[float, float]]:
+    """Return the values that each parameter of a store may take, where it knows."""
+    found = getattr(store, "limits", None)
+    return dict(found()) if found is not None else {}
+
+
 class _Group:
     """One randomization at work: the uniform numbers that its draws are made from."""
 
@@ -293,6 +315,19 @@ class _Group:
         else:
             ends = np.array([[0.0], [1.0 - 1e-12]])
         self.edges: Array = ends
+
+    def check_limits(self, known: Mapping[str, tuple[float, float]]) -> None:
+        """Refuse what would be refused in the middle of a training: draws outside of what makes sense."""
+        if isinstance(self.bound.parameters, JointEmpirical):
+            return
+        ends = self.bound.values(np.array([[1e-6], [1 - 1e-6]]).repeat(self.bound.dimension, 1))
+        for name, (low, high) in known.items():
+            for value in ends.get(name, ()):
+                if not low <= value <= high:
+                    raise ParameterError(
+                        f"{name} could be drawn as {value:g}, and must lie between {low:g} and {high:g}: "
+                        "choose a distribution that stays inside, TN(mean, deviation, low, high) for instance"
+                    )
 
     def values(self, rows: NDArray[np.int_], time: Array, nominal: Mapping[str, float]) -> dict[str, Array]:
         """Return the values (k,) of the plants `rows` at `time` (k, 1)."""

@@ -82,6 +82,7 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
 
     def __init__(self, env: Env, parameters: Randomizations, dt: float | None = None) -> None:
         refuse_batch(env)
+        names_inside = _names_inside(env)
         randomizations = parse_randomizations(parameters)
         RecordConstructorArgs.__init__(self, parameters=[r.to_config() for r in randomizations], dt=dt)
         gym.Wrapper.__init__(self, env)
@@ -89,11 +90,18 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
         moving = any(not isinstance(r.when, str) for r in randomizations)
         period = dt if dt is not None else (control_period(env) if moving else 0.0)
         self.randomizer = Randomizer(randomizations, self._store, 1, period)
+        twice = sorted(names_inside & set(self.randomizer.names))
+        if twice:
+            raise ParameterError(f"a RandomizeDynamics inside already randomizes {', '.join(twice)}; keep one of them")
+        self._store.restore()  # what a wrapper that was thrown away has left behind
         self._report: dict[str, float] = {}
         self._first = True
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         fresh = self._seeded(seed)
+        if self.randomizer.store is not parameter_store(self.env):
+            # a copy: Gymnasium makes most environments anew when they are copied or unpickled
+            self._store = self.randomizer.store = parameter_store(self.env)
         forced = (options or {}).get("parameters")
         if forced is not None and not isinstance(forced, Mapping):
             raise ParameterError(f"options['parameters'] is {{name: value}}, found {forced!r}")
@@ -110,6 +118,9 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated, truncated, self._with_report(info)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_store": None}
+
     def _move(self) -> None:
         if self._first:
             self._first = False
@@ -123,6 +134,21 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
         inner = info.get("parameters")
         info["parameters"] = self._report.copy() if inner is None else {**inner, **self._report}
         return info
+
+
+def _names_inside(env: Env) -> set[str]:
+    """Return what wrappers inside randomize; refuse those inside of which nothing can be drawn for an episode."""
+    names: set[str] = set()
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, gym.wrappers.Autoreset):
+            raise ParameterError(
+                "put RandomizeDynamics inside Autoreset: its resets do not reach the wrappers around it"
+            )
+        if isinstance(layer, RandomizeDynamics):
+            names |= set(layer.randomizer.names)
+        layer = layer.env
+    return names
 
 
 class AppendParameters(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
@@ -144,10 +170,10 @@ class AppendParameters(gym.ObservationWrapper[Any, Any, Any], RecordConstructorA
     """
 
     def __init__(self, env: Env, names: Sequence[str] = ()) -> None:
+        names = (names,) if isinstance(names, str) else names
         RecordConstructorArgs.__init__(self, names=list(names))
         gym.ObservationWrapper.__init__(self, env)
-        self._randomizer = self._find()
-        known = self._randomizer.names
+        known = self._find().names
         for name in names:
             if name not in known:
                 raise ParameterError(f"{name!r} is not randomized{did_you_mean(name, known)}")
@@ -165,7 +191,8 @@ class AppendParameters(gym.ObservationWrapper[Any, Any, Any], RecordConstructorA
         raise ParameterError("AppendParameters needs a RandomizeDynamics inside: wrap the environment in that first")
 
     def observation(self, observation: Any) -> Any:
-        values = np.array([self._randomizer.in_force[name][0] for name in self.names])
+        in_force = self._find().in_force
+        values = np.array([in_force[name][0] for name in self.names])
         if isinstance(observation, dict):
             return {**observation, "parameters": values}
         return np.concatenate([observation, values.astype(observation.dtype)])
@@ -216,6 +243,8 @@ class RandomizeInitialState(_OwnStream, RecordConstructorArgs):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._seeded(seed)
+        if self._access.env is not self.env.unwrapped:
+            self._access = state_access(self.env)  # a copy: Gymnasium makes most environments anew
         observation, info = self.env.reset(seed=seed, options=options)
         u = self._stream.random((1, self._initial.dimension))
         state = self._initial.apply(self._access.read()[None], u)[0]
@@ -258,7 +287,6 @@ class Push(_OwnStream, RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
         base: Any = env.unwrapped
         self._wrench = Wrench.from_arguments(base, body, force, torque, every, duration)
-        self._data = base.data
         self._schedule = PushSchedule(self._wrench, 1, control_period(env))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -268,7 +296,8 @@ class Push(_OwnStream, RecordConstructorArgs):
 
     def step(self, action: Any) -> StepResult:
         applied = self._schedule.next([self._stream], ALL)
-        self._data.xfrc_applied[self._wrench.body] = applied[0]
+        base: Any = self.env.unwrapped
+        base.data.xfrc_applied[self._wrench.body] = applied[0]
         observation, reward, terminated, truncated, info = self.env.step(action)
         info["push"] = applied[0].copy()
         return observation, reward, terminated, truncated, info

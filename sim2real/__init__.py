@@ -21,9 +21,12 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "adapters" / "chain.py")
     __path__.append(str(_checkout))
 
 _HOMES = {
+    "AppendParameters": "sim2real.randomization.wrappers",
+    "AppendParametersVector": "sim2real.randomization.vector",
     "Chain": "sim2real.adapters",
     "EnsembleDynamics": "sim2real.world_model",
     "Episode": "sim2real.episodes",
+    "ExecutionGap": "sim2real.adapters",
     "FunctionTask": "sim2real.randomization.vector",
     "LogSchema": "sim2real.logs",
     "MPPI": "sim2real.planning",
@@ -33,9 +36,11 @@ _HOMES = {
     "Plant": "sim2real.plant",
     "Posterior": "sim2real.calibration",
     "Prediction": "sim2real.prediction",
+    "Push": "sim2real.randomization.wrappers",
     "Randomization": "sim2real.randomization",
     "RandomizeDynamics": "sim2real.randomization.wrappers",
     "RobotModel": "sim2real.randomization",
+    "RandomizeInitialState": "sim2real.randomization.wrappers",
     "Sim2RealError": "sim2real.errors",
     "Twin": "sim2real.twin",
     "finetune_dynamics": "sim2real.calibration",

@@ -98,6 +98,9 @@ def wrap(env: gym.Env[Any, Any], recipe: RecipeLike) -> gym.Env[Any, Any]:
     """
     from sim2real.randomization.vector.make import randomized
 
+    meant = load_environment_recipe(recipe).env
+    if meant is not None and env.spec is not None and meant.rpartition(":")[2] != env.spec.id:
+        raise RecipeError(f"the recipe is for {meant}, found {env.spec.id}; leave out `env:` where it is for both")
     return randomized(env, **gaps(recipe))
 
 

@@ -65,9 +65,9 @@ def preview(
     Raises:
         RecipeError, ParameterError: the recipe cannot be used on the environment.
     """
-    import gymnasium as gym
-
-    base = gym.make(env) if isinstance(env, str) else env
+    if steps < 1:
+        raise RecipeError(f"a trial takes at least one step, found {steps}")
+    base = make_environment(env) if isinstance(env, str) else env
     arguments = gaps(recipe)
     if not arguments["parameters"]:
         raise RecipeError("the recipe randomizes no parameters: give it `parameters: {name: notation}`")
@@ -116,7 +116,13 @@ def recipe_target(recipe: RecipeLike) -> str:
     Raises:
         RecipeError: it does not say.
     """
-    found = load_environment_recipe(recipe).env
+    read = load_environment_recipe(recipe)
+    found = read.env
+    if found is None and read.robot is not None:
+        raise RecipeError(
+            "the recipe is about a robot file, and a preview needs an environment: give it `env:` or --env, or "
+            "register one that loads the file"
+        )
     if found is None:
         raise RecipeError("the recipe does not say for which environment it is: give it `env: HalfCheetah-v5`, say")
     return found
@@ -133,22 +139,34 @@ def find_parameters(target: str) -> tuple[ParameterStore | MujocoFields, bool]:
     """
     from pathlib import Path
 
-    import gymnasium as gym
-
-    from sim2real.errors import RobotError
     from sim2real.randomization import robots
     from sim2real.randomization.mujoco_model import load_mujoco
 
     if Path(target).suffix in (".xml", ".urdf", ".mjcf", ".mjb") or target in robots.ROBOTS:
         return MujocoFields(load_mujoco(target), target), False
+    return parameter_store(make_environment(target)), True
+
+
+def make_environment(name: str) -> gym.Env[Any, Any]:
+    """Make an environment by id.
+
+    Raises:
+        RobotError: there is none of that id, or it cannot be made; the message says why.
+    """
+    import gymnasium as gym
+
+    from sim2real.errors import RobotError
+    from sim2real.randomization import robots
+
     try:
-        env = gym.make(target)
-    except gym.error.UnregisteredEnv:
+        return gym.make(name)
+    except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.UnregisteredEnv):
         known = [*gym.registry, *robots.ROBOTS]
         raise RobotError(
-            f"{target!r} is neither the id of an environment nor a robot (a file, or one of {', '.join(robots.ROBOTS)})"
-            f"{did_you_mean(target, known)}"
+            f"{name!r} is neither the id of an environment nor a robot (a file, or one of {', '.join(robots.ROBOTS)}); "
+            f"the environments of a package need its name, as gymnasium_robotics:PointMaze_UMaze-v3"
+            f"{did_you_mean(name, known)}"
         ) from None
-    except gym.error.DependencyNotInstalled as error:
-        raise RobotError(f"{target} cannot be made: {error}") from None
-    return parameter_store(env), True
+    except Exception as error:  # environments fail to load in as many ways as there are packages
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RobotError(f"{name!r} cannot be made: {reason}") from error

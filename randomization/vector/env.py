@@ -19,7 +19,7 @@ from sim2real.randomization.mujoco_fields import MujocoFields
 from sim2real.randomization.mujoco_parameters import BatchModels, MujocoParameters
 from sim2real.randomization.mujoco_simulator import available_threads
 from sim2real.randomization.parameters import Array, ParameterStore
-from sim2real.randomization.pushes import PushSchedule, Wrench
+from sim2real.randomization.pushes import PushSchedule, Wrench, check_push
 from sim2real.randomization.randomization import Randomizations, Randomizer, parse_randomizations, stream
 from sim2real.randomization.vector.task import Infos, Plants, Task, check_mapping
 
@@ -66,7 +66,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         from mujoco.batch import Batch
 
         super().__init__()
-        if num_envs < 1:
+        if not isinstance(num_envs, int) or num_envs < 1:
             raise ParameterError(f"num_envs must be at least 1, found {num_envs}")
         self.task, self.num_envs, self.max_episode_steps = task, num_envs, max_episode_steps
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -92,6 +92,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._initial = InitialState(initial_state, mujoco_state_units(task.model)) if initial_state else None
         self._push: PushSchedule | None = None
         if push:
+            check_push(push)
             wrench = Wrench.from_arguments(task, **push)
             self._push, self._pushed = PushSchedule(wrench, num_envs, task.dt), wrench.body
         self._rngs: list[np.random.Generator] = []

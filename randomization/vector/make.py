@@ -9,6 +9,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from sim2real.errors import ParameterError
+from sim2real.randomization.pushes import check_push
 from sim2real.randomization.randomization import Randomizations
 from sim2real.randomization.vector.env import MujocoVectorEnv
 from sim2real.randomization.vector.gymnasium_tasks import task_for
@@ -65,6 +66,9 @@ def make_vec(
         "execution": execution,
     }
     if isinstance(env, Task):
+        if kwargs or vectorization not in ("fastest", "batch"):
+            given = next(iter(kwargs), "vectorization")
+            raise ParameterError(f"a task of one's own runs as a batch, and takes no {given!r}; it does not render")
         return MujocoVectorEnv(
             env,
             num_envs,
@@ -117,6 +121,7 @@ def randomized(
     if initial_state:
         env = RandomizeInitialState(env, initial_state)
     if push:
+        check_push(push)
         env = Push(env, **push)
     if execution:
         from sim2real.adapters import ExecutionGap

@@ -161,6 +161,10 @@ class FunctionTask(Task):
         from sim2real.randomization.mujoco_model import load_mujoco
 
         self.model = robot if isinstance(robot, mujoco.MjModel) else load_mujoco(robot)
+        if not isinstance(frame_skip, int) or frame_skip < 1:
+            raise ParameterError(f"frame_skip is a whole number of substeps, at least 1; found {frame_skip!r}")
+        if not noise >= 0:
+            raise ParameterError(f"noise cannot be negative, found {noise!r}")
         self.frame_skip, self.fields = frame_skip, tuple(fields)
         for name in fields:
             if name not in DATA_FIELDS and name != "cfrc_ext":
@@ -183,12 +187,17 @@ class FunctionTask(Task):
         for what, value in (("reward", reward(plants, action)), ("terminated", terminated(plants))):
             if np.shape(value) != (2,):
                 raise ParameterError(f"{what} must return (n,), found shape {np.shape(value)} for n = 2")
+        if np.asarray(terminated(plants)).dtype != np.bool_:
+            raise ParameterError("terminated(plants) must return booleans")
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, seen.shape[1:], dtype=np.float64)
 
     def initial(self, rng: np.random.Generator) -> tuple[Array, Array]:
         if self._initial is not None:
             return self._initial(rng)
+        import mujoco
+
         qpos = self.model.qpos0 + rng.uniform(-self._noise, self._noise, self.model.nq)
+        mujoco.mj_normalizeQuat(self.model, qpos)
         return qpos, rng.uniform(-self._noise, self._noise, self.model.nv)
 
     def observe(self, plants: Plants, rows: Rows) -> Array:

@@ -16,6 +16,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_stab
 
 from sim2real import wrap
 from sim2real.adapters import ExecutionGap
+from sim2real.errors import ParameterError, RecipeError
 from sim2real.randomization.wrappers import AppendParameters, Push, RandomizeDynamics, RandomizeInitialState
 
 gym.register_envs(gymnasium_robotics)
@@ -107,6 +108,85 @@ def test_copies_go_on_alike_and_apart(name: str) -> None:
     before = env.randomizer.store.read()[names[0]].copy()
     other.reset(options={"parameters": {names[0]: 2 * float(before[0])}})
     np.testing.assert_array_equal(env.randomizer.store.read()[names[0]], before)
+
+
+GAPS: dict[str, Any] = {
+    "parameters": MASSES | {"execution.latency.delay": "=U(0, 0.02) s"},
+    "execution": [{"stage": "latency"}],
+    "initial_state": {"dynamics.*.initial_velocity": "+N(0, 0.1)"},
+    "push": {"body": "torso", "force": [30, 0, 0], "every": 0, "duration": 0.02},
+}
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("name", ["Hopper-v5", "CartPole-v1", "LunarLander-v3"])
+def test_a_copy_randomizes_its_own_plant(name: str, how: str) -> None:
+    def copied(env: Any) -> Any:
+        return copy.deepcopy(env) if how == "deepcopy" else pickle.loads(pickle.dumps(env))
+
+    recipe = GAPS if name == "Hopper-v5" else {"parameters": ENVS[name]}
+    used, expected = wrap(gym.make(name), recipe), episode(wrap(gym.make(name), recipe), 3)
+    fresh = copied(used)
+    assert episode(fresh, 3) == expected
+    assert episode(used, 3) == expected
+    again = copied(used)
+    assert episode(again, 3) == expected
+    _, info = again.reset()
+    store = again.randomizer.store.read()
+    for parameter, value in info["parameters"].items():
+        assert store[parameter][0] == pytest.approx(value, rel=1e-6)
+    if name == "Hopper-v5":
+        assert again.unwrapped.model.body("torso").mass[0] == info["parameters"]["dynamics.torso.mass"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RandomizeDynamics(gym.make_vec("CartPole-v1", 2), MASSES), "sim2real.make_vec"),
+        (lambda: RandomizeDynamics(gym.wrappers.Autoreset(gym.make("CartPole-v1")), MASSES), "inside Autoreset"),
+        (lambda: RandomizeDynamics(gym.make("FrozenLake-v1"), MASSES), "register_parameters"),
+        (lambda: RandomizeDynamics(RandomizeDynamics(gym.make("CartPole-v1"), MASSES), MASSES), "already randomizes"),
+        (
+            lambda: RandomizeDynamics(gym.make("Hopper-v5"), {"dynamics.torso.mass": "*N(1, 0.5)"}),
+            "could be drawn as -",
+        ),
+        (lambda: AppendParameters(gym.make("CartPole-v1")), "needs a RandomizeDynamics inside"),
+        (
+            lambda: RandomizeInitialState(
+                gym.wrappers.FrameStackObservation(gym.make("Hopper-v5"), 2), {"dynamics.rootx.initial_position": "=1"}
+            ),
+            "inside FrameStackObservation",
+        ),
+        (
+            lambda: wrap(gym.make("Hopper-v5"), {"env": "Walker2d-v5", "parameters": MASSES}),
+            "the recipe is for Walker2d",
+        ),
+        (lambda: wrap(gym.make("Hopper-v5"), {"push": {"body": "torso", "forc": 3}}), "did you mean force"),
+        (lambda: wrap(gym.make("Hopper-v5"), {"parameter": {}}), "did you mean parameters"),
+        (lambda: Push(gym.make("Hopper-v5"), "torse", force="3"), "did you mean torso"),
+        (lambda: ExecutionGap(gym.make("CartPole-v1"), [{"stage": "latency"}]), "flat Box of actions"),
+        (lambda: ExecutionGap(gym.make("Hopper-v5"), [{"stage": "friction"}]), "needs the motion of the plant"),
+    ],
+)
+def test_what_cannot_work_is_refused(make: Any, message: str) -> None:
+    with pytest.raises((ParameterError, RecipeError), match=message):
+        make()
+
+
+def test_batches_in_disguise_are_refused() -> None:
+    class Disguised(gym.Env[Any, Any]):
+        num_envs = 4096
+
+    with pytest.raises(ParameterError, match="holds a batch of 4096 environments"):
+        RandomizeDynamics(Disguised(), MASSES)
+
+
+def test_vectors_can_be_forced_by_component() -> None:
+    env: Any = RandomizeDynamics(gym.make("Hopper-v5"), MASSES)
+    env.reset(seed=0, options={"parameters": {"dynamics.foot.com": [0.01, 0.0, 0.02]}})
+    assert env.unwrapped.model.body("foot").ipos.tolist() == [0.01, 0.0, 0.02]
+    with pytest.raises(ParameterError, match="a forced value is a number"):
+        env.reset(options={"parameters": {"dynamics.foot.mass": "*2"}})
 
 
 WRITTEN = {

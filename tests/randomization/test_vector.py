@@ -841,6 +841,7 @@ class ByHand:
         mujoco.mj_setConst(self.model, mujoco.MjData(self.model))
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:] += self.rng.uniform(-self.noise, self.noise, self.model.nq)
+        mujoco.mj_normalizeQuat(self.model, self.data.qpos)
         self.data.qvel[:] = self.rng.uniform(-self.noise, self.noise, self.model.nv)
         mujoco.mj_forward(self.model, self.data)
         return self.data
