@@ -173,13 +173,7 @@ class AppendParameters(gym.ObservationWrapper[Any, Any, Any], RecordConstructorA
         names = (names,) if isinstance(names, str) else names
         RecordConstructorArgs.__init__(self, names=list(names))
         gym.ObservationWrapper.__init__(self, env)
-        known = self._find().names
-        for name in names:
-            if name not in known:
-                raise ParameterError(f"{name!r} is not randomized{did_you_mean(name, known)}")
-        self.names = tuple(names) or known
-        if not self.names:
-            raise ParameterError("there is nothing to append: no parameter is randomized")
+        self.names = names_to_append(names, self._find().names)
         self.observation_space = appended_space(env.observation_space, len(self.names))
 
     def _find(self) -> Randomizer:
@@ -196,6 +190,20 @@ class AppendParameters(gym.ObservationWrapper[Any, Any, Any], RecordConstructorA
         if isinstance(observation, dict):
             return {**observation, "parameters": values}
         return np.concatenate([observation, values.astype(observation.dtype)])
+
+
+def names_to_append(names: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the parameters to append, all that are `known` where none are named.
+
+    Raises:
+        ParameterError: an unknown name, or nothing to append.
+    """
+    for name in names:
+        if name not in known:
+            raise ParameterError(f"{name!r} is not randomized{did_you_mean(name, known)}")
+    if not known:
+        raise ParameterError("there is nothing to append: no parameter is randomized")
+    return tuple(names) or known
 
 
 def appended_space(space: gym.Space[Any], parameters: int) -> gym.Space[Any]:

@@ -9,10 +9,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from sim2real.errors import ParameterError, did_you_mean
+from sim2real.errors import ParameterError
 from sim2real.randomization.parameters import Array
 from sim2real.randomization.vector.env import MujocoVectorEnv
-from sim2real.randomization.wrappers import appended_space
+from sim2real.randomization.wrappers import appended_space, names_to_append
 
 
 class AppendParametersVector(gym.vector.VectorWrapper[Any, Any, Any]):
@@ -40,13 +40,7 @@ class AppendParametersVector(gym.vector.VectorWrapper[Any, Any, Any]):
                 f"{envs} is not a batch of MuJoCo plants: wrap each of its environments in AppendParameters instead"
             )
         self._randomizer = base.randomizer
-        known = self._randomizer.names
-        for name in names:
-            if name not in known:
-                raise ParameterError(f"{name!r} is not randomized{did_you_mean(name, known)}")
-        self.names = tuple(names) or known
-        if not self.names:
-            raise ParameterError("there is nothing to append: no parameter is randomized")
+        self.names = names_to_append((names,) if isinstance(names, str) else names, self._randomizer.names)
         self.single_observation_space = appended_space(envs.single_observation_space, len(self.names))
         self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
 
