@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -171,9 +171,11 @@ class BoundChain:
         copies = {k: self._xp.asarray(v, copy=True) for k, v in self._values.items()}
         return {k: v[:, 0] if v.shape[1] == 1 else v for k, v in copies.items()}
 
-    def restore(self, mask: NDArray[np.bool_] | None = None) -> None:
-        """Put all parameters back to their nominal values, in the rows that `mask` (n,) selects."""
-        self.write({name: self._full(value)[:, 0] for name, value in self.nominal().items()}, mask)
+    def restore(self, mask: NDArray[np.bool_] | None = None, names: Iterable[str] | None = None) -> None:
+        """Put all parameters, or `names`, back to their nominal values, in the rows that `mask` (n,) selects."""
+        nominal = self.nominal()
+        chosen = nominal.keys() if names is None else nominal.keys() & set(names)
+        self.write({name: self._full(nominal[name])[:, 0] for name in chosen}, mask)
 
     def reset(self, mask: NDArray[np.bool_] | None = None) -> None:
         """Put the rows that `mask` (n,) selects back to rest, all by default."""

@@ -11,11 +11,18 @@ from gymnasium.utils import RecordConstructorArgs
 
 from sim2real.adapters.chain import BoundChain, Chain
 from sim2real.errors import ParameterError
-from sim2real.randomization.env_parameters import Env, control_period, is_mujoco, refuse_batch
+from sim2real.randomization.env_parameters import (
+    Env,
+    GoalWrapper,
+    check_period,
+    control_period,
+    is_mujoco,
+    refuse_batch,
+)
 from sim2real.randomization.parameters import ParameterStore
 
 
-class ExecutionGap(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+class ExecutionGap(GoalWrapper, RecordConstructorArgs):
     """Passes actions through execution stages: latency, dead zone, limits, lag.
 
     On Gymnasium's MuJoCo environments the stages run at the physics substeps, so that a delay of 13 ms switches the
@@ -39,7 +46,8 @@ class ExecutionGap(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """
 
     def __init__(self, env: Env, stages: Sequence[Mapping[str, Any]], dt: float | None = None) -> None:
-        refuse_batch(env)
+        refuse_batch(env, type(self).__name__)
+        check_period(dt)
         space = env.action_space
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise ParameterError(f"execution stages act on a flat Box of actions, found {space}")
@@ -70,7 +78,7 @@ class ExecutionGap(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         if not self._at_substeps:
             delivered = self._line.apply(np.asarray(action, float)[None, None])[0, 0]
-            action = delivered.astype(np.asarray(action).dtype)
+            action = delivered.astype(self.action_space.dtype)
         return self.env.step(action)
 
     def _simulate(self, ctrl: Any, n_frames: int) -> None:

@@ -99,7 +99,10 @@ class BoundParameters:
 
     def values(self, u: Array) -> dict[str, Array]:
         """Return the values that uniform numbers `u` (n, dimension) stand for: name in the store -> (n,)."""
-        draws = self.parameters.quantile(u)
+        return self.apply(self.parameters.quantile(u))
+
+    def apply(self, draws: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the values that draws (name or pattern -> (n,)) become: name in the store -> (n,)."""
         return {
             target: apply_operation(p.operation, draws[p.name], self._nominal[target])
             for p in self.parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -169,7 +169,14 @@ class SetterStore:
             s = self.setters[name]
             if not s.low <= value <= s.high:
                 raise ParameterError(f"{name}: must lie between {s.low:g} and {s.high:g} {s.unit}, found {value:g}")
-        self._put(new)
+        before = {name: float(value[0]) for name, value in self.read().items() if name in new}
+        try:
+            self._put(new)
+        except Exception:
+            for name, value in before.items():
+                if self._built(self.setters[name]) and self.setters[name].read(self.env) != value:
+                    self.setters[name].write(self.env, value)
+            raise
         self._written.update(new)
 
     def _put(self, values: Mapping[str, float]) -> None:
@@ -199,11 +206,13 @@ class SetterStore:
             for name, s in self.setters.items()
         }
 
-    def restore(self, mask: Mask | None = None) -> None:
+    def restore(self, mask: Mask | None = None, names: Iterable[str] | None = None) -> None:
         if mask is not None and not mask[0]:
             return
-        self._put({name: self._nominal[name] for name in self._written})
-        self._written.clear()
+        leaving = set(self._written) if names is None else set(self._written) & set(names)
+        self._put({name: self._nominal[name] for name in leaving})
+        for name in leaving:
+            del self._written[name]
 
 
 class JoinedStore:
@@ -248,9 +257,10 @@ class JoinedStore:
     def read(self) -> dict[str, Array]:
         return {name: value for store in self.stores for name, value in store.read().items()}
 
-    def restore(self, mask: Mask | None = None) -> None:
+    def restore(self, mask: Mask | None = None, names: Iterable[str] | None = None) -> None:
+        chosen = None if names is None else list(names)
         for store in self.stores:
-            store.restore(mask)
+            store.restore(mask, chosen)
 
 
 def after_reset(store: ParameterStore) -> None:
@@ -330,7 +340,7 @@ def _base_store(base: Env) -> ParameterStore | None:
     return store
 
 
-def refuse_batch(env: Any) -> None:
+def refuse_batch(env: Any, wrapper: str = "this wrapper") -> None:
     """Raise a ParameterError for a batch of environments, which says which wrapper is for those."""
     if isinstance(env, gym.vector.VectorEnv):
         raise ParameterError(
@@ -339,6 +349,11 @@ def refuse_batch(env: Any) -> None:
         )
     if not isinstance(env, gym.Env):
         raise ParameterError(f"expected a gymnasium.Env, found {type(env).__name__}")
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, gym.wrappers.Autoreset):
+            raise ParameterError(f"put {wrapper} inside Autoreset, whose resets do not reach the wrappers around it")
+        layer = layer.env
     count = getattr(env.unwrapped, "num_envs", None)
     if isinstance(count, int) and not isinstance(count, bool):
         raise ParameterError(
@@ -346,6 +361,25 @@ def refuse_batch(env: Any) -> None:
             "Lab's do), and this wrapper is for a single one: randomize it with the event manager of its own "
             "framework, or rebuild it with sim2real.make_vec(FunctionTask(...))"
         )
+
+
+# What a goal environment has beside the methods of `gymnasium.Env`: relabelling asks the outermost wrapper for it.
+GOAL = ("compute_reward", "compute_terminated", "compute_truncated")
+
+
+class GoalWrapper(gym.Wrapper[Any, Any, Any, Any]):
+    """A wrapper that passes the interface of goal environments on, which Gymnasium's wrappers do not."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in GOAL:
+            return self.env.get_wrapper_attr(name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+
+def check_period(dt: float | None) -> None:
+    """Raise a ParameterError unless a control period is None or positive."""
+    if dt is not None and not (np.isfinite(dt) and dt > 0):
+        raise ParameterError(f"dt, the control period, must be positive [s], found {dt!r}")
 
 
 def control_period(env: Env) -> float:

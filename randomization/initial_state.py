@@ -12,7 +12,7 @@ from sim2real.errors import ParameterError
 from sim2real.randomization.addressing import match_names
 from sim2real.randomization.env_parameters import Env, is_mujoco
 from sim2real.randomization.mujoco_table import joint_name
-from sim2real.randomization.parameters import Array, ParameterSet, apply_operation
+from sim2real.randomization.parameters import Array, Parameter, ParameterSet, apply_operation
 
 # The states of the environments that keep theirs in `state`, and how they observe it.
 CLASSIC: dict[str, tuple[dict[str, str], Callable[[Any], Any]]] = {
@@ -170,11 +170,13 @@ class InitialState:
     def __init__(self, notations: Mapping[str, str], access: StateAccess | Mapping[str, str]) -> None:
         units = access if isinstance(access, Mapping) else access.units
         names = list(units)
-        self._parameters = []
+        self._parameters: list[tuple[int, Parameter]] = []
         for parameter in ParameterSet.parse(notations):
             for name in match_names(parameter.name, names):
                 if parameter.unit not in ("", units[name]):
                     raise ParameterError(f"{name}: the unit is {units[name]!r}, found {parameter.unit!r}")
+                if any(column == names.index(name) for column, _ in self._parameters):
+                    raise ParameterError(f"two parameters of one initial state mean {name}; keep one of them")
                 self._parameters.append((names.index(name), parameter))
 
     @property

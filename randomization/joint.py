@@ -104,6 +104,11 @@ class JointNormal(ParameterSet):
         found = tuple(units.get(n, "") for n in names)
         return cls(names, np.array(mean, float), np.array(covariance, float), operations[match[1]], found)
 
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and np.array_equal(self.covariance, getattr(other, "covariance", np.nan))
+
+    __hash__ = ParameterSet.__hash__
+
     def notations(self) -> dict[str, str]:
         mean = json.dumps(self._means.tolist())
         covariance = json.dumps(self.covariance.tolist())
@@ -146,6 +151,11 @@ class JointEmpirical(ParameterSet):
         if samples.ndim != 2 or samples.shape[1] != len(parameters) or not np.isfinite(samples).all():
             raise ParameterError(f"{len(parameters)} parameters need finite samples (S, {len(parameters)})")
         self.samples = samples
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and np.array_equal(self.samples, getattr(other, "samples", np.nan))
+
+    __hash__ = ParameterSet.__hash__
 
     @property
     def covariance(self) -> Array:

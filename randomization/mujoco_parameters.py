@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -218,20 +218,26 @@ class MujocoParameters:
         # also what followed, though it was not itself written
         return out | self._read({n: a for n, a in self.fields.addresses.items() if a.place.field in self._changed})
 
-    def restore(self, mask: Mask | None = None) -> None:
+    def restore(self, mask: Mask | None = None, names: Iterable[str] | None = None) -> None:
         rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
-        if not self.written or not rows.any():
+        chosen = set(self.written if names is None else names)
+        leaving = {n: a for n, a in self.written.items() if n in chosen}
+        if not leaving or not rows.any():
             return
-        touched, plants = self._touched(self.written), np.flatnonzero(rows)
-        elements = {(p.field, p.index) for a in self.written.values() for p in a.places}
-        elements |= {("body_inertia", (a.leads,)) for a in self.written.values() if a.leads >= 0}
+        plants = np.flatnonzero(rows)
+        elements = {(p.field, p.index) for a in leaving.values() for p in a.places}
+        elements |= {("body_inertia", (a.leads,)) for a in leaving.values() if a.leads >= 0}
         for field, index in elements:
             self._arrays.edit(field)[at(plants, Place(field, index))] = self.fields.nominal_row(field)[index]
-        for flags in self._own.values():
-            flags[rows] = False
-        for scale in self._scales.values():
-            scale[rows] = 1.0
-        self._arrays.commit(rows, self._needs_constants(touched))
+        for element in self._elements(leaving) & set(self._own):
+            self._own[element][rows] = False
+        for name in leaving:
+            if name in self._scales:
+                self._scales[name][rows] = 1.0
+        # what stays in force leads what has just been let go
+        leading = {n: a for n, a in self.written.items() if n not in chosen and a.leads >= 0}
+        self._assign(leading, {n: v[rows] for n, v in self._read(leading).items()}, rows)
+        self._arrays.commit(rows, self._needs_constants(self._touched(leaving | leading)))
 
     def describe(self, plant: int) -> str:
         """Return the written parameters of one plant in a line, or "" where there are none."""

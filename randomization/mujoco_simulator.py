@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,8 +78,8 @@ class MujocoSimulator:
     def read(self) -> dict[str, Array]:
         return self._parameters.read()
 
-    def restore(self, mask: NDArray[np.bool_] | None = None) -> None:
-        self._parameters.restore(mask)
+    def restore(self, mask: NDArray[np.bool_] | None = None, names: Iterable[str] | None = None) -> None:
+        self._parameters.restore(mask, names)
 
     def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
         rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -265,8 +265,8 @@ class ParameterStore(Protocol):
         """Return what is in force: name -> (n,); proof that a write took effect."""
         ...
 
-    def restore(self, mask: NDArray[np.bool_] | None = None) -> None:
-        """Put everything that was ever written back to its nominal value, in the plants that `mask` selects."""
+    def restore(self, mask: NDArray[np.bool_] | None = None, names: Iterable[str] | None = None) -> None:
+        """Put what was ever written, or of that only `names`, back to nominal values in the plants in `mask`."""
         ...
 
 

@@ -63,7 +63,7 @@ class Wrench:
                 f"and a torque (three), found {len(forces)} and {len(torque)} notations"
             )
         wait = Fixed(float(every)) if isinstance(every, int | float) else parse_distribution(every)
-        if duration <= 0 or wait.support[0] < 0:
+        if not (np.isfinite(duration) and duration > 0) or not wait.support[0] >= 0:
             raise ParameterError(
                 f"a push needs a positive duration and times that are not negative, found {duration:g} s"
             )

@@ -101,7 +101,14 @@ def _parse_group(group: Mapping[str, Any]) -> list[Randomization]:
     if isinstance(when, Mapping):
         when = parse_schedule(when)
     if "samples" in group:
-        samples, units = np.array(group["samples"], float), dict(group["units"])
+        try:
+            samples, units = np.array(group["samples"], float), dict(group["units"])
+        except KeyError:
+            raise ParameterError("samples need units: {name: unit}, one for each column") from None
+        except (TypeError, ValueError):
+            raise ParameterError("samples are rows of numbers, all of one length, and units {name: unit}") from None
+        if samples.ndim != 2 or samples.shape[1] != len(units) or not np.isfinite(samples).all() or not len(samples):
+            raise ParameterError(f"samples must be finite, (S, {len(units)}) for as many units; found {samples.shape}")
         marginals = (parse_distribution(f"N({column.mean()}, {column.std() or 1.0})") for column in samples.T)
         parameters = tuple(
             Parameter(name=name, unit=unit, distribution=d)
@@ -181,6 +188,10 @@ class Randomizer:
         """Return `n` draws of everything, name -> (n,), and write none."""
         return {k: v for g in self._groups for k, v in g.bound.values(rng.random((n, g.bound.dimension))).items()}
 
+    def resolve(self, forced: Mapping[str, Any]) -> dict[str, Array]:
+        """Return forced values, whose names may be patterns, by name in the store: name -> (n,)."""
+        return self._match(forced, np.arange(self.n))
+
     def begin(
         self,
         streams: Sequence[np.random.Generator],
@@ -248,7 +259,7 @@ class Randomizer:
         for name, forced in list(self._forced.items()):
             left = forced & mask
             if name not in self.names and left.any():
-                self.store.restore(left)
+                self.store.restore(left, [name])
                 self.in_force = self.in_force | {name: np.where(left, self._nominal[name], self.in_force[name])}
             forced[mask] = False
             if not forced.any():
@@ -320,7 +331,8 @@ class _Group:
         """Refuse what would be refused in the middle of a training: draws outside of what makes sense."""
         if isinstance(self.bound.parameters, JointEmpirical):
             return
-        ends = self.bound.values(np.array([[1e-6], [1 - 1e-6]]).repeat(self.bound.dimension, 1))
+        # the marginals: of draws that are correlated, no row of uniform numbers holds all the ends
+        ends = self.bound.apply({p.name: p.distribution.quantile([1e-6, 1 - 1e-6]) for p in self.bound.parameters})
         for name, (low, high) in known.items():
             for value in ends.get(name, ()):
                 if not low <= value <= high:

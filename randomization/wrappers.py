@@ -10,8 +10,17 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from sim2real.errors import ParameterError, did_you_mean
-from sim2real.randomization.env_parameters import Env, after_reset, control_period, parameter_store, refuse_batch
+from sim2real.randomization.env_parameters import (
+    Env,
+    GoalWrapper,
+    after_reset,
+    check_period,
+    control_period,
+    parameter_store,
+    refuse_batch,
+)
 from sim2real.randomization.initial_state import InitialState, state_access
+from sim2real.randomization.parameters import ParameterStore
 from sim2real.randomization.pushes import PushSchedule, Wrench
 from sim2real.randomization.randomization import Randomizations, Randomizer, parse_randomizations, stream
 
@@ -19,19 +28,10 @@ ALL = np.ones(1, bool)
 StepResult = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 
 
-# What a goal environment has beside the methods of `gymnasium.Env`: relabelling asks the outermost wrapper for it.
-GOAL = ("compute_reward", "compute_terminated", "compute_truncated")
-
-
-class _OwnStream(gym.Wrapper[Any, Any, Any, Any]):
+class _OwnStream(GoalWrapper):
     """A wrapper with a generator of its own, seeded from the environment's seed."""
 
     role: str
-
-    def __getattr__(self, name: str) -> Any:
-        if name in GOAL:
-            return self.env.get_wrapper_attr(name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def _seeded(self, seed: int | None) -> bool:
         """Make the generator anew for a seed, or for the first time; return whether it was."""
@@ -81,33 +81,40 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
     role = "dynamics"
 
     def __init__(self, env: Env, parameters: Randomizations, dt: float | None = None) -> None:
-        refuse_batch(env)
+        refuse_batch(env, type(self).__name__)
+        check_period(dt)
         names_inside = _names_inside(env)
         randomizations = parse_randomizations(parameters)
         RecordConstructorArgs.__init__(self, parameters=[r.to_config() for r in randomizations], dt=dt)
         gym.Wrapper.__init__(self, env)
-        self._store = parameter_store(env)
+        self._store: ParameterStore | None = parameter_store(env)
         moving = any(not isinstance(r.when, str) for r in randomizations)
         period = dt if dt is not None else (control_period(env) if moving else 0.0)
         self.randomizer = Randomizer(randomizations, self._store, 1, period)
+        self._inside = names_inside
         twice = sorted(names_inside & set(self.randomizer.names))
         if twice:
             raise ParameterError(f"a RandomizeDynamics inside already randomizes {', '.join(twice)}; keep one of them")
-        self._store.restore()  # what a wrapper that was thrown away has left behind
+        if not names_inside:
+            self._store.restore()  # what a wrapper that was thrown away has left behind
         self._report: dict[str, float] = {}
         self._first = True
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         fresh = self._seeded(seed)
-        if self.randomizer.store is not parameter_store(self.env):
-            # a copy: Gymnasium makes most environments anew when they are copied or unpickled
-            self._store = self.randomizer.store = parameter_store(self.env)
+        self._attach()
         forced = (options or {}).get("parameters")
         if forced is not None and not isinstance(forced, Mapping):
             raise ParameterError(f"options['parameters'] is {{name: value}}, found {forced!r}")
+        if forced is not None and self._inside:
+            # what a wrapper inside draws is forced there, all else here: each value has one owner
+            found = self.randomizer.resolve(forced)
+            within = {name: float(value[0]) for name, value in found.items() if name in self._inside}
+            options = {**(options or {}), "parameters": within}
+            forced = {name: value for name, value in found.items() if name not in within}
         self.randomizer.begin([self._stream], ALL, np.array([fresh]), forced)
         observation, info = self.env.reset(seed=seed, options=options)
-        after_reset(self._store)
+        after_reset(self.randomizer.store)
         self._first = True
         self._report = {name: float(value[0]) for name, value in self.randomizer.in_force.items()}
         return observation, self._with_report(info)
@@ -118,6 +125,11 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated, truncated, self._with_report(info)
 
+    def _attach(self) -> None:
+        """Find the store again after a copy: Gymnasium makes most environments anew when copied or unpickled."""
+        if self.randomizer.store is not parameter_store(self.env):
+            self._store = self.randomizer.store = parameter_store(self.env)
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_store": None}
 
@@ -125,6 +137,8 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
         if self._first:
             self._first = False
             return
+        if self._store is None:
+            self._attach()
         before = self.randomizer.in_force
         self.randomizer.advance([self._stream], ALL)
         if self.randomizer.in_force is not before:
@@ -137,7 +151,7 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
 
 
 def _names_inside(env: Env) -> set[str]:
-    """Return what wrappers inside randomize; refuse those inside of which nothing can be drawn for an episode."""
+    """Return what wrappers inside randomize."""
     names: set[str] = set()
     layer: Any = env
     while isinstance(layer, gym.Wrapper):
@@ -151,7 +165,7 @@ def _names_inside(env: Env) -> set[str]:
     return names
 
 
-class AppendParameters(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
+class AppendParameters(gym.ObservationWrapper[Any, Any, Any], GoalWrapper, RecordConstructorArgs):
     """Appends what `RandomizeDynamics` has in force to the observation: privileged information for a teacher or critic.
 
     A one-dimensional `Box` grows by one number a parameter; a `Dict` gets the key "parameters".
@@ -243,7 +257,7 @@ class RandomizeInitialState(_OwnStream, RecordConstructorArgs):
     role = "initial_state"
 
     def __init__(self, env: Env, state: Mapping[str, str]) -> None:
-        refuse_batch(env)
+        refuse_batch(env, type(self).__name__)
         RecordConstructorArgs.__init__(self, state=dict(state))
         gym.Wrapper.__init__(self, env)
         self._access = state_access(env)
@@ -290,7 +304,7 @@ class Push(_OwnStream, RecordConstructorArgs):
         every: str | float = "U(2, 4)",
         duration: float = 0.1,
     ) -> None:
-        refuse_batch(env)
+        refuse_batch(env, type(self).__name__)
         RecordConstructorArgs.__init__(self, body=body, force=force, torque=torque, every=every, duration=duration)
         gym.Wrapper.__init__(self, env)
         base: Any = env.unwrapped
@@ -303,6 +317,8 @@ class Push(_OwnStream, RecordConstructorArgs):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> StepResult:
+        if not hasattr(self, "_stream"):
+            raise gym.error.ResetNeeded("call reset() before step()")
         applied = self._schedule.next([self._stream], ALL)
         base: Any = self.env.unwrapped
         base.data.xfrc_applied[self._wrench.body] = applied[0]

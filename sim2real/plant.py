@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,9 +109,9 @@ class RunningPlant:
         self.simulator.write({k: v for k, v in values.items() if k not in of_chain}, mask)
         self.chain.write({k: v for k, v in values.items() if k in of_chain}, mask)
 
-    def restore(self, mask: NDArray[np.bool_] | None = None) -> None:
-        self.simulator.restore(mask)
-        self.chain.restore(mask)
+    def restore(self, mask: NDArray[np.bool_] | None = None, names: Iterable[str] | None = None) -> None:
+        self.simulator.restore(mask, names)
+        self.chain.restore(mask, names)
 
     def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
         self.simulator.set_state(state, mask)

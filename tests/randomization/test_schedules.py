@@ -59,8 +59,8 @@ class Store:
     def read(self) -> dict[str, Array]:
         return {k: v.copy() for k, v in self.values.items()}
 
-    def restore(self, mask: NDArray[np.bool_] | None = None) -> None:
-        self.write({k: np.full(self.n, v) for k, v in NOMINAL.items()}, mask)
+    def restore(self, mask: NDArray[np.bool_] | None = None, names: Any = None) -> None:
+        self.write({k: np.full(self.n, NOMINAL[k]) for k in (NOMINAL if names is None else names)}, mask)
 
 
 class Plants:

@@ -158,7 +158,7 @@ def test_a_batch_is_gymnasiums_vector_of_single_environments(env: str, randomize
     theirs = oracle(env, 3, mode, parameters, max_episode_steps=limit)
     # 1,000 steps of the three together; fewer in the other modes, and of the big ones without randomization
     long = mode == NEXT and (randomized or env not in BIG)
-    terminated, truncated = assert_alike(ours, theirs, 334 if long else 40)
+    terminated, truncated = assert_alike(ours, theirs, 334 if long else 32)
     assert truncated > 0
     assert (terminated > 0) == (env in FALL) or env == "Ant-v5"
 
@@ -272,12 +272,12 @@ def gapped(env: str, recipe: Mapping[str, Any], mode: str, n: int = 3, **kwargs:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("env", ["Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5"])
+@pytest.mark.parametrize("env", ["Ant-v5", "Hopper-v5", "Humanoid-v5"])
 def test_all_gaps_at_once_are_those_of_wrapped_single_environments(env: str, mode: str) -> None:
     # Humanoid's infos of a reset depend on the velocities of its legs; see the test of those below
     own = {"initial_state": {"dynamics.*_elbow.initial_velocity": "+N(0, 0.1)"}} if env == "Humanoid-v5" else {}
-    ours, theirs = gapped(env, {**GAPS, **own}, mode, max_episode_steps=15)
-    assert sum(assert_alike(ours, theirs, 50)) >= 9
+    ours, theirs = gapped(env, {**GAPS, **own}, mode, max_episode_steps=12)
+    assert sum(assert_alike(ours, theirs, 40)) >= 9
 
 
 def test_the_gaps_above_are_there() -> None:
