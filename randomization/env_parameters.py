@@ -41,6 +41,7 @@ class Setter:
         low, high: the values that make sense.
         rebuilt: whether `reset` builds the object that holds the value anew, so that it is written after it too.
         nominal: the nominal value, where it cannot be read before the first reset.
+        ignored: an environment -> why it ignores the parameter as it was made, or "" where it does not.
     """
 
     unit: str
@@ -51,6 +52,7 @@ class Setter:
     high: float = np.inf
     rebuilt: bool = False
     nominal: float | None = None
+    ignored: Callable[[Any], str] | None = None
 
 
 def attribute(
@@ -133,10 +135,14 @@ class SetterStore:
     env: Env
     setters: Mapping[str, Setter]
     n: int = 1
+    _silent: dict[str, str] = field(default_factory=dict)
     _nominal: dict[str, float] = field(default_factory=dict)
     _written: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        why = {name: s.ignored(self.env) for name, s in self.setters.items() if s.ignored is not None}
+        self._silent = {name: reason for name, reason in why.items() if reason}
+        self.setters = {name: s for name, s in self.setters.items() if name not in self._silent}
         for name, s in self.setters.items():
             self._nominal[name] = s.read(self.env) if s.nominal is None else s.nominal
 
@@ -147,7 +153,12 @@ class SetterStore:
         return self.__dict__ | {"setters": None}  # functions, which are found again by the class of the environment
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"setters": _setters(state["env"])}
+        known = _setters(state["env"])
+        self.__dict__ |= state | {"setters": {name: known[name] for name in state["_nominal"]}}
+
+    def silent(self) -> dict[str, str]:
+        """Return the names that the environment ignores as it was made, and why; they cannot be written."""
+        return dict(self._silent)
 
     def limits(self) -> dict[str, tuple[float, float]]:
         """Return the smallest and largest value that each parameter may take."""

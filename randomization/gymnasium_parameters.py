@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim2real.errors import ParameterError
 from sim2real.randomization.env_parameters import Setter, attribute, register_parameters
 
 CONTROL = "gymnasium.envs.classic_control"
@@ -108,14 +107,10 @@ def _lander_gravity() -> Setter:
 
 
 def _wind(name: str, unit: str, affects: str) -> Setter:
-    def write(env: Any, value: float) -> None:
-        if not env.enable_wind:
-            raise ParameterError(
-                f"LunarLander ignores {name}: make it with gym.make('LunarLander-v3', enable_wind=True)"
-            )
-        setattr(env, name, value)
+    def ignored(env: Any) -> str:
+        return "" if env.enable_wind else "it has no wind; make it with gym.make('LunarLander-v3', enable_wind=True)"
 
-    return Setter(unit, lambda env: float(getattr(env, name)), write, affects, low=0.0)
+    return attribute(name, unit, affects, low=0.0, ignored=ignored)
 
 
 register_parameters(

@@ -62,10 +62,11 @@ class Wrench:
                 "a push is a force (one notation for a horizontal push in a random direction, or three for the axes) "
                 f"and a torque (three), found {len(forces)} and {len(torque)} notations"
             )
-        wait = Fixed(float(every)) if isinstance(every, int | float) else parse_distribution(every)
+        wait = parse_distribution(every) if isinstance(every, str) else Fixed(float(every))
         if not (np.isfinite(duration) and duration > 0) or not wait.support[0] >= 0:
             raise ParameterError(
-                f"a push needs a positive duration and times that are not negative, found {duration:g} s"
+                "a push needs a positive duration and times between pushes that are not negative, "
+                f"found duration={duration:g} s, every={every}"
             )
         return cls(
             int(model.body(body).id),
@@ -78,7 +79,7 @@ class Wrench:
 
 def _as_notations(given: Any) -> tuple[str, ...]:
     """Return notations as a tuple of texts; numbers are notations too."""
-    return tuple(str(x) for x in given) if isinstance(given, list | tuple) else (str(given),)
+    return tuple(str(x) for x in given) if isinstance(given, list | tuple | np.ndarray) else (str(given),)
 
 
 def check_push(arguments: Mapping[str, Any]) -> None:

@@ -57,7 +57,8 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
     values for that episode; names may be patterns, and parameters that are not randomized.
 
     With the same seed the episodes of the wrapped environment start in the states of the bare one: the draws come from
-    a generator of their own, made from the environment's seed.
+    a generator of their own, made from the environment's seed. (LunarLander takes a step inside its reset: under
+    another gravity its first observation is already another one.)
 
     Args:
         env: a single environment.

@@ -28,6 +28,7 @@ from sim2real.environment_recipe import gaps, load_environment_recipe
 from sim2real.errors import ParameterError, RecipeError
 from sim2real.randomization import JointEmpirical, Normal, Parameter
 from sim2real.randomization.env_parameters import (
+    Setter,
     SetterStore,
     affects,
     attribute,
@@ -138,11 +139,29 @@ def test_forced_values_that_make_no_sense_are_refused_and_leave_nothing(forced: 
 
 
 def test_a_refused_write_leaves_nothing_behind() -> None:
-    env: Any = RandomizeDynamics(gym.make("LunarLander-v3"), {"dynamics.lander.density": "*U(0.9, 1.1)"})
+    def refuse(_: Any, value: float) -> None:
+        raise ValueError(f"a motor of {value:g} N is not to be had")
+
+    env = Cart()
+    store = SetterStore(
+        env,
+        {
+            "dynamics.cart.mass": attribute("mass", "kg", "inertia"),
+            "dynamics.cart.force": Setter("N", lambda e: e.force, refuse),
+        },
+    )
+    with pytest.raises(ValueError, match="7 N"):
+        store.write({"dynamics.cart.mass": np.array([5.0]), "dynamics.cart.force": np.array([7.0])})
+    assert env.mass == 2.0
+
+
+def test_what_an_environment_ignores_is_left_out_of_patterns_and_refused_by_name() -> None:
+    bare: Any = RandomizeDynamics(gym.make("LunarLander-v3"), {"dynamics.world.*": "*U(0.9, 1.1)"})
+    assert list(bare.reset(seed=0)[1]["parameters"]) == ["dynamics.world.gravity"]
     with pytest.raises(ParameterError, match="enable_wind=True"):
-        env.reset(seed=0, options={"parameters": {"dynamics.world.gravity": 5.0, "dynamics.world.wind_power": 3.0}})
-    env.reset(seed=0)
-    assert env.unwrapped.gravity == -10.0
+        RandomizeDynamics(gym.make("LunarLander-v3"), {"dynamics.world.wind_power": "*U(0.9, 1.1)"})
+    windy: Any = RandomizeDynamics(gym.make("LunarLander-v3", enable_wind=True), {"dynamics.world.*": "*U(0.9, 1.1)"})
+    assert len(copy.deepcopy(windy).reset(seed=0)[1]["parameters"]) == 3
 
 
 def test_infos_are_their_owners_to_change() -> None:
@@ -488,8 +507,12 @@ def test_batches_are_refused_with_what_to_do_instead(wrapper: Any) -> None:
         (lambda: Push(hopper(), "torso", force="1", torque=("1",)), "found 1 and 1 notations"),
         (lambda: Push(hopper(), "torso", force="1", duration=0.0), "positive duration"),
         (lambda: Push(hopper(), "torso", force="1", duration=float("nan")), "positive duration"),
-        (lambda: Push(hopper(), "torso", force="1", every="N(1, 1)"), "times that are not negative"),
+        (
+            lambda: Push(hopper(), "torso", force="1", every="N(1, 1)"),
+            r"not negative, found duration=0.1 s, every=N\(1, 1\)",
+        ),
         (lambda: Push(hopper(), "torso", force="hard"), "cannot read 'hard'"),
+        (lambda: Push(hopper(), "torso", force=np.ones(2)), "found 2 and 0 notations"),
         (
             lambda: RandomizeInitialState(gym.make("LunarLander-v3"), {"dynamics.lander.initial_position": "=1"}),
             "the state of LunarLander is not known",
