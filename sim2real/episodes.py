@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,7 @@ class Episode:
         rewards: (T,) where there are any.
         terminated: whether the last observation is terminal.
         excluded: stretches `(from, to)` [s] on `observed_at` not to learn from or to score.
+        provenance: what it was made of, as JSON has it: files, schema, resampling.
 
     Raises:
         LogError: lengths disagree, a clock does not increase, or a value is not finite.
@@ -71,6 +73,7 @@ class Episode:
     rewards: Array | None = None
     terminated: bool = False
     excluded: tuple[tuple[float, float], ...] = field(default=())
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         steps = len(self.commanded_at)

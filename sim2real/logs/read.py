@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Mapping, Sequence
-from glob import escape
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from sim2real.episodes import Array, Channels, Episode
 from sim2real.errors import LogError, did_you_mean
-from sim2real.logs.rows import Rows, Table, pair
-from sim2real.logs.schema import Column, Layout, LogSchema
-from sim2real.logs.tables import read_columns
+from sim2real.logs.align import band_limited, held
+from sim2real.logs.find import Opened, Place, Skipped, find_recordings, unpacked
+from sim2real.logs.load import Loaded, load, measured_beside, raw_recording
+from sim2real.logs.raw import RawRecording
+from sim2real.logs.rows import Rows, pair
+from sim2real.logs.schema import Clock, Column, LogSchema
+
+OnError = Literal["raise", "skip"]
 
 
-def read_logs(path: str | Path, schema: LogSchema, names: Sequence[str] | None = None) -> list[Episode]:
+class Logs(list[Episode]):
+    """The episodes that were read; `skipped` lists what could not be, where errors were to be skipped."""
+
+    skipped: tuple[Skipped, ...] = ()
+
+
+def read_logs(
+    path: str | Path,
+    schema: LogSchema | str | Path | Mapping[str, Any] | None = None,
+    names: Sequence[str] | None = None,
+    on_error: OnError = "raise",
+) -> Logs:
     """Read recordings, in SI units, on the clocks that they were recorded with.
 
     With N rows there are N observations and T = N - 1 transitions: the action of row k is in force from row k to row
@@ -28,100 +44,165 @@ def read_logs(path: str | Path, schema: LogSchema, names: Sequence[str] | None =
     - Commands with a clock of their own (`command_time`) keep it as long as each is in force at some time of its own
       row, from one observation to the next. Otherwise they are held onto the rows of the observations: a row gets the
       last command stamped before it, or zero before the first one.
+    - Other columns with a clock of their own (another topic, or a `clock`) are brought onto the observations: states
+      band-limited, actions and rewards held. The recording is cut to the stretch that all of the states cover.
 
     Args:
-        path: the folder of the recordings, or one file to read just the recording that it belongs to.
-        schema: which files make up a recording, and which of their columns are what.
+        path: a folder of recordings; one file, to read just what is in it; a folder that is a data set (LeRobot,
+            Minari, a ROS 2 bag); a glob (`logs/*/run_*.csv`); or a zip or tar archive. Files may be compressed.
+        schema: which files make up a recording, and which of their columns are what: a schema, its YAML file or the
+            same as a mapping. Episodes that this toolkit has written (`write_parquet`) need none.
         names: recordings to read, in this order; also other names of the schema for parts of them. None reads all
             recordings of the folder, sorted by name, and no other names for parts of them.
+        on_error: "skip" leaves out what cannot be read, and lists it in `skipped` of the result and in a warning.
 
     Returns:
         One episode a recording.
 
     Raises:
-        LogError: a recording, file or column does not exist, or what it holds cannot be used.
+        LogError: a recording, file or column does not exist, or what it holds cannot be used; with "skip", only where
+            nothing at all can be read.
+        MissingExtraError: the format takes a package that is not installed.
     """
-    found = _recordings(Path(path), schema)
+    if on_error not in ("raise", "skip"):
+        raise LogError(f"on_error must be 'raise' or 'skip', found {on_error!r}")
+    logs, skipped = Logs(), [] if on_error == "skip" else None
+    if schema is None:
+        from sim2real.logs.write import read_episode
+
+        with unpacked(path) as places:
+            for file in _our_files(places):
+                with _skipping(file.stem, skipped):
+                    logs.append(read_episode(file))
+        logs = Logs(_picked(path, {e.name: e for e in logs}, names))
+    else:
+        schema = schema if isinstance(schema, LogSchema) else LogSchema.load(schema)
+        for loaded in load_recordings(path, schema, names, skipped):
+            with _skipping(loaded.name, skipped):
+                episode, notes = _episode(loaded, schema)
+                for note in notes:
+                    warnings.warn(f"{loaded.name}: {note}", stacklevel=2)
+                logs.append(episode)
+    if skipped:
+        logs.skipped = tuple(skipped)
+        first = f"{skipped[0].name}: {skipped[0].reason}"
+        if not logs:
+            raise LogError(f"{path}: none of {len(skipped)} recordings can be read; the first: {first}")
+        warnings.warn(f"{path}: {len(skipped)} recordings were skipped; the first: {first}", stacklevel=2)
+    return logs
+
+
+def load_recordings(
+    path: str | Path, schema: LogSchema, names: Sequence[str] | None = None, skipped: list[Skipped] | None = None
+) -> Iterator[Loaded]:
+    """Yield the columns of each recording, as they stand in its files; see `read_logs`.
+
+    Args:
+        path: what to read.
+        schema: which column is what.
+        names: recordings to read; None for all.
+        skipped: takes what cannot be read; without it, that is an error.
+    """
+    with unpacked(path) as places, Opened(schema.options) as opened:
+        found: dict[str, Place] = {}
+        for place in places:
+            some = find_recordings(place, schema, opened, skipped)
+            for twice in some.keys() & found.keys():
+                raise LogError(f"{path}: two of the logs are called {twice!r}; read them one after the other")
+            found |= some
+        is_folder = len(places) == 1 and places[0].is_dir()
+        for name in _chosen(path, schema, names, found, is_folder):
+            with _skipping(name, skipped):
+                yield load(name, found[schema.layout(name).recording], schema, opened)
+
+
+def read_raw(
+    path: str | Path,
+    schema: LogSchema,
+    names: Sequence[str] | None = None,
+    skipped: list[Skipped] | None = None,
+) -> list[RawRecording]:
+    """Read recordings as they stand in their files, with nothing checked or repaired; arguments as `load_recordings`.
+
+    Raises:
+        LogError: a file or a column is not there or cannot be read, and `skipped` is None.
+    """
+    return [raw_recording(loaded) for loaded in load_recordings(path, schema, names, skipped)]
+
+
+@contextmanager
+def _skipping(name: str, skipped: list[Skipped] | None) -> Iterator[None]:
+    try:
+        yield
+    except LogError as error:
+        if skipped is None:
+            raise
+        skipped.append(Skipped(name, str(error)))
+
+
+def _chosen(
+    path: str | Path, schema: LogSchema, names: Sequence[str] | None, found: Mapping[str, Place], is_folder: bool
+) -> list[str]:
+    """Return the names of the recordings to read, all of which exist."""
     aliases = {name: part.recording for name, part in schema.recordings.items() if part.recording}
     for name in sorted(found.keys() & aliases.keys()):
         raise LogError(f"{path}: {name!r} is a recording and, in the schema, another name for {aliases[name]!r}")
-    if names is None and Path(path).is_dir():
+    if names is None and is_folder:
         for name in sorted(schema.recordings.keys() - aliases.keys() - found.keys()):
             known = did_you_mean(name, found)
-            warnings.warn(f"{path}: the schema speaks of recording {name!r}, which is not there{known}", stacklevel=2)
+            warnings.warn(f"{path}: the schema speaks of recording {name!r}, which is not there{known}", stacklevel=4)
     readable = [*found, *(name for name, of in aliases.items() if of in found)]
-    episodes = []
-    for name in sorted(found) if names is None else names:
+    for name in names or ():
         if name not in readable:
             of = aliases.get(name, name)
             part = "" if of == name else f", of which {name!r} is a part"
-            near = did_you_mean(of, readable)
-            listed = f" (there are {', '.join(readable)})" if "did you mean" in near else ""
-            raise LogError(f"{path}: no recording {of!r}{part}{near}{listed}")
-        layout = schema.layout(name)
-        episode, notes = _read(name, found[layout.recording], schema, layout)
-        for note in notes:
-            warnings.warn(f"{name}: {note}", stacklevel=2)
-        episodes.append(episode)
-    return episodes
+            raise _no_recording(path, of, part, readable)
+    return sorted(found) if names is None else list(names)
 
 
-def _recordings(path: Path, schema: LogSchema) -> dict[str, dict[str, Path]]:
-    """Return recording -> key -> file, from the files that match the first pattern of the schema."""
-    if path.is_dir():
-        first = next(iter(schema.patterns.values()))
-        matches = path.glob("*".join(escape(part) for part in first.split("{name}")))
-        names = [_name(file.relative_to(path), first) for file in matches if file.is_file()]
-        if not any(names):
-            there = sorted(file.name for file in path.iterdir())
-            shown = ", ".join(there[:10]) + (", ..." if len(there) > 10 else "")
-            raise LogError(f"{path}: expected files like {first!r}, found {shown or 'an empty folder'}")
-        return {name: _files(path, schema, name) for name in sorted(filter(None, names))}
-    if not path.is_file():
-        parent = path.parent
-        there = sorted(file.name for file in parent.iterdir()) if parent.is_dir() else []
-        raise LogError(f"{path}: no such folder or file{did_you_mean(path.name, there)}")
-    for pattern in schema.patterns.values():
-        depth = len(Path(pattern).parts)
-        if name := _name(Path(*path.parts[-depth:]), pattern):
-            return {name: _files(Path(*path.parts[:-depth]), schema, name)}
-    if schema.file is None:
-        raise LogError(f"{path}: expected a file like {' or '.join(map(repr, schema.files.values()))}")
-    return {path.stem: {"": path}}  # named by hand, so the pattern need not fit
+def _no_recording(path: str | Path, name: str, part: str, readable: Sequence[str]) -> LogError:
+    near = did_you_mean(name, readable)
+    listed = f" (there are {', '.join(readable)})" if "did you mean" in near else ""
+    return LogError(f"{path}: no recording {name!r}{part}{near}{listed}")
 
 
-def _files(folder: Path, schema: LogSchema, name: str) -> dict[str, Path]:
-    return {key: folder / pattern.replace("{name}", name) for key, pattern in schema.patterns.items()}
+def _our_files(places: Sequence[Path]) -> list[Path]:
+    files = [f for p in places for f in (sorted(p.glob("*.parquet")) if p.is_dir() else [p])]
+    wrong = [f for f in files if f.suffix.lower() != ".parquet"] or ([] if files else list(places[:1]))
+    if wrong:
+        raise LogError(
+            f"{wrong[0]}: needs a schema that says which column is what; draft one: sim2real logs schema {wrong[0]}"
+        )
+    return files
 
 
-def _name(file: Path, pattern: str) -> str:
-    """Return the recording that a file belongs to by its name, or ''."""
-    before, *rest = (re.escape(part) for part in PurePosixPath(pattern).as_posix().split("{name}"))
-    match = re.fullmatch(before + r"(?P<name>[^/.][^/]*)" + r"(?P=name)".join(rest), file.as_posix())
-    return match["name"] if match else ""
+def _picked(path: str | Path, found: Mapping[str, Episode], names: Sequence[str] | None) -> list[Episode]:
+    for name in names or ():
+        if name not in found:
+            raise _no_recording(path, name, "", list(found))
+    return [found[name] for name in (sorted(found) if names is None else names)]
 
 
-def _read(name: str, paths: Mapping[str, Path], schema: LogSchema, layout: Layout) -> tuple[Episode, list[str]]:
-    """Read one recording; also return what there is to say about it."""
-    wanted: dict[str, dict[str, str]] = {}
-    for role, column in layout.columns():
-        key, header = schema.source(column)
-        wanted.setdefault(key, {})[header] = role
-    for key in wanted:
-        if not paths[key].is_file():
-            raise LogError(f"{paths[key]}: no such file; recording {layout.recording!r} needs it as file {key!r}")
-    table = Table(paths, schema, {key: read_columns(paths[key], columns) for key, columns in wanted.items()})
-
+def _episode(loaded: Loaded, schema: LogSchema) -> tuple[Episode, list[str]]:
+    """Return the episode in the columns of a recording, and what there is to say about it."""
+    name, layout, table = loaded.name, loaded.layout, loaded.table
     own_clock, measured = layout.command_time, layout.measured_actions
-    stamped = [] if own_clock is None else [*layout.actions.values(), *_beside(schema, layout, own_clock)]
-    steps = [column for column in (*layout.actions.values(), *measured.values()) if column not in stamped]
-    n, note = table.join([layout.time, *layout.observations.values(), *layout.exogenous.values()], steps)
+    rewards = {} if layout.reward is None else {"reward": layout.reward}
+    apart = [c for role, c in layout.columns() if not isinstance(c, Clock) and loaded.clock_of(c) is not None]
+    stamped = [] if own_clock is None else [*layout.actions.values(), *measured_beside(loaded, own_clock)]
+    stamped = [column for column in stamped if column not in apart]
+    steps = [*layout.actions.values(), *measured.values(), *rewards.values()]
+    states = [layout.time, *layout.observations.values(), *layout.exogenous.values()]
+    n, note = table.join(
+        [column for column in states if column not in apart],
+        [column for column in steps if column not in stamped and column not in apart],
+    )
     notes = [note]
     if n < 2:
         raise LogError(f"{table.where(layout.time)} has {n} row; an episode needs two at least")
     observed_at = table.clock("time", layout.time, n)
-    held, commanded_at = np.arange(n - 1), observed_at[:-1]
-    if own_clock is not None:
+    held_rows, commanded_at = np.arange(n - 1), observed_at[:-1]
+    if own_clock is not None and stamped:
         m, note = table.join([own_clock], stamped)
         stamps = table.clock("command_time", own_clock, min(m, *(len(table.raw(column)) for column in stamped)))
         if stamps[-1] < observed_at[0] or stamps[0] >= observed_at[-1]:
@@ -129,21 +210,33 @@ def _read(name: str, paths: Mapping[str, Path], schema: LogSchema, layout: Layou
                 f"{table.where(own_clock)} (command_time) runs from {stamps[0]:.9g} s to {stamps[-1]:.9g} s, the "
                 f"observations from {observed_at[0]:.9g} s to {observed_at[-1]:.9g} s; put both on one clock (offset)"
             )
-        held, commanded_at, more = pair(observed_at, stamps)
+        held_rows, commanded_at, more = pair(observed_at, stamps)
         notes += [note, more]
 
-    rows = np.flatnonzero((observed_at >= layout.start - 1e-9) & (observed_at <= layout.stop + 1e-9))
+    others = {c.column: _Apart(loaded, c) for c in apart}
+    first = max([layout.start, *(o.t[0] for c, o in others.items() if _is_state(c, states))])
+    last = min([layout.stop, *(o.t[-1] for c, o in others.items() if _is_state(c, states))])
+    rows = np.flatnonzero((observed_at >= first - 1e-9) & (observed_at <= last + 1e-9))
     if len(rows) < 2:
         raise LogError(
-            f"{paths[schema.source(layout.time)[0]]}: {name!r} has fewer than two observations from start = "
-            f"{layout.start:g} s to stop = {layout.stop:g} s; the clock of the log runs from {observed_at[0]:.9g} s to "
-            f"{observed_at[-1]:.9g} s"
+            f"{table.where(layout.time)}: {name!r} has fewer than two observations from {first:.9g} s to {last:.9g} s "
+            f"(start = {layout.start:g} s to stop = {layout.stop:g} s, and what other clocks cover); the clock "
+            f"of the log runs from {observed_at[0]:.9g} s to {observed_at[-1]:.9g} s"
         )
+    asked = np.count_nonzero((observed_at >= layout.start - 1e-9) & (observed_at <= layout.stop + 1e-9))
+    if asked > len(rows):
+        notes.append(f"{asked - len(rows)} observations lie outside of what the other clocks cover, and were cut off")
     step = rows[:-1]
 
     def stack(group: str, columns: Mapping[str, Column], at: Rows, at_stamped: Rows) -> Array:
-        read = ((f"{group}.{k}", column, at_stamped if column in stamped else at) for k, column in columns.items())
-        return np.stack([table.si(*part) for part in read], 1)
+        parts = []
+        for k, column in columns.items():
+            if column in apart:
+                values = others[column.column]
+                parts.append(values.state(observed_at[at]) if group in _STATES else values.command(commanded_at[at]))
+            else:
+                parts.append(table.si(f"{group}.{k}", column, at_stamped if column in stamped else at))
+        return np.stack(parts, 1)
 
     groups = (layout.observations, layout.actions, layout.exogenous)
     episode = Episode(
@@ -151,20 +244,65 @@ def _read(name: str, paths: Mapping[str, Path], schema: LogSchema, layout: Layou
         observed_at=observed_at[rows],
         observations=stack("observations", layout.observations, rows, rows),
         commanded_at=commanded_at[step],
-        actions=stack("actions", layout.actions, step, held[step]),
+        actions=stack("actions", layout.actions, step, held_rows[step]),
         action_source=layout.action_source,
         channels=Channels(*(tuple((k, column.si) for k, column in group.items()) for group in groups)),
         # Before the first stamp nothing was asked for, but what the actuator did is not known: its first report holds.
-        measured_actions=stack("measured_actions", measured, step, np.maximum(held[step], 0)) if measured else None,
+        measured_actions=stack("measured_actions", measured, step, np.maximum(held_rows[step], 0))
+        if measured
+        else None,
         exogenous=stack("exogenous", layout.exogenous, rows, rows) if layout.exogenous else None,
-        excluded=layout.excluded,
+        rewards=stack("reward", rewards, step, held_rows[step])[:, 0] if rewards else None,
+        terminated=loaded.facts.terminated and int(rows[-1]) == n - 1,
+        excluded=(*layout.excluded, *_gaps(observed_at[rows], schema.max_gap)),
+        provenance=_provenance(loaded, schema, sorted(o.how for o in others.values())),
     )
     return episode, [note for note in notes if note]
 
 
-def _beside(schema: LogSchema, layout: Layout, own_clock: Column) -> list[Column]:
-    """Return the measured actions on the clock of the commands: those in its file, unless the observations share it."""
-    file = schema.source(own_clock)[0]
-    if file == schema.source(layout.time)[0]:
+_STATES = ("observations", "exogenous", "measured_actions")
+
+
+def _is_state(column: str, states: Sequence[Column]) -> bool:
+    return any(c.column == column for c in states)
+
+
+class _Apart:
+    """A column on a clock of its own."""
+
+    def __init__(self, loaded: Loaded, column: Column) -> None:
+        table, clock = loaded.table, loaded.clock_of(column)
+        assert clock is not None
+        n = len(table.raw(column))
+        if clock.column:
+            n = min(n, len(table.raw(clock)))
+        self.t = table.clock("clock", clock, n)
+        self.values = table.si("on its own clock", column, np.arange(n))
+        self.how = f"{column.column}: from the clock {clock.column or clock.step}"
+
+    def state(self, at: Array) -> Array:
+        return band_limited(self.t, self.values, at)
+
+    def command(self, at: Array) -> Array:
+        return held(self.t, self.values, at)
+
+
+def _gaps(observed_at: Array, longest: float | None) -> list[tuple[float, float]]:
+    if longest is None:
         return []
-    return [column for column in layout.measured_actions.values() if schema.source(column)[0] == file]
+    after = np.flatnonzero(np.diff(observed_at) > longest)
+    return [(float(observed_at[k]), float(observed_at[k + 1])) for k in after]
+
+
+def _provenance(loaded: Loaded, schema: LogSchema, aligned: Sequence[str]) -> dict[str, Any]:
+    files = [
+        {"path": str(path), "size": path.stat().st_size, "modified": path.stat().st_mtime_ns}
+        for path in dict.fromkeys(loaded.table.paths.values())
+        if path.is_file()
+    ]
+    what: dict[str, Any] = {"files": files, "schema": schema.model_dump(mode="json", exclude_defaults=True)}
+    if loaded.facts.synthetic:
+        what["synthetic_clock"] = loaded.facts.synthetic
+    if aligned:
+        what["aligned"] = list(aligned)
+    return what

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sim2real.episodes import Array
 from sim2real.errors import LogError
-from sim2real.logs.schema import Column, LogSchema
+from sim2real.logs.schema import Clock, Column, LogSchema
 
 Rows = NDArray[np.int_]
 
@@ -29,6 +29,8 @@ class Table:
         return self.columns[key][name]
 
     def where(self, column: Column) -> str:
+        if not column.column:
+            return f"{next(iter(self.paths.values()))}: the clock of the schema"
         key, name = self.schema.source(column)
         return f"{self.paths[key]}: column {name!r}"
 
@@ -43,8 +45,11 @@ class Table:
             )
         return np.where(rows >= 0, column.to_si(raw), 0.0)
 
-    def clock(self, role: str, column: Column, rows: int) -> Array:
-        """Return the first rows of a clock [s]: (rows,)."""
+    def clock(self, role: str, column: Clock, rows: int | None = None) -> Array:
+        """Return the first rows of a clock [s]: (rows,); all of it where no number is given."""
+        if column.step is not None:
+            return column.offset + column.step * np.arange(rows or 0)
+        rows = len(self.raw(column)) if rows is None else rows
         clock = self.si(role, column, np.arange(rows), mend="")
         bad = np.flatnonzero(np.diff(clock) <= 0)
         if len(bad):
@@ -60,11 +65,12 @@ class Table:
 
         The steps between N states stand in N rows, the last of which means nothing, or in N - 1.
         """
+        states = [column for column in states if column.column]  # a clock of a rate has as many rows as it must
         rows: dict[str, int] = {}
         for column in (*states, *steps):
             key = self.schema.source(column)[0]
             rows[key] = max(rows.get(key, 0), len(self.raw(column)))
-        keys = {self.schema.source(column)[0] for column in states}
+        keys = {self.schema.source(column)[0] for column in states or steps}
         for is_step, column in (*((False, c) for c in states), *((True, c) for c in steps)):
             key = self.schema.source(column)[0]
             missing = rows[key] - len(self.raw(column))

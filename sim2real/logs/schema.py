@@ -1,19 +1,29 @@
-"""The schema of a log: which column of which file is what, in which unit."""
+"""The schema of a log: which column of which file is what, in which unit, on which clock."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sim2real.episodes import ActionSource, Array
 from sim2real.errors import LogError, did_you_mean
-from sim2real.logs.tables import FORMATS
+from sim2real.logs.sources import FORMATS, Options, suffix_of
 from sim2real.logs.units import unit
 
 
@@ -34,12 +44,23 @@ class _Strict(BaseModel):
 
 
 class Column(_Strict):
-    """A column of a file: the SI value is that of the file in `unit`, times `scale`, plus `offset` (in SI)."""
+    """A column of a file: the SI value is that of the file in `unit`, times `scale`, plus `offset` (in SI).
+
+    Attributes:
+        column: its name; with `*` in it, all columns whose names fit, one for each `*` of the channel's name.
+        unit: any that pint reads.
+        scale: sign and gain of the sensor.
+        offset: in SI units.
+        clock: the clock of `clocks` that the column was stamped by, where it is not the one of its group.
+        signed_bits: how many bits the file's unsigned integers have that mean two's complement.
+    """
 
     column: str
     unit: str
     scale: FiniteFloat = 1.0
     offset: FiniteFloat = 0.0
+    clock: str = ""
+    signed_bits: int = Field(0, ge=0, le=52)
 
     @field_validator("unit", mode="before")
     @classmethod
@@ -54,7 +75,59 @@ class Column(_Strict):
 
     def to_si(self, values: Array) -> Array:
         """Convert values as they stand in the file; any shape."""
-        return values * unit(self.unit).factor * self.scale + self.offset
+        if self.signed_bits:
+            values = np.where(values >= 2.0 ** (self.signed_bits - 1), values - 2.0**self.signed_bits, values)
+        written = unit(self.unit)
+        return (values * written.factor + written.offset) * self.scale + self.offset
+
+
+class Clock(Column):
+    """A clock: a column of stamps, or a rate or period where the log has none. Drift is a `scale`, a shift an `offset`.
+
+    Attributes:
+        rate: of the rows [Hz].
+        period: from row to row [s].
+    """
+
+    column: str = ""
+    unit: str = "s"
+    rate: PositiveFloat | None = None
+    period: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Clock:
+        if sum((bool(self.column), self.rate is not None, self.period is not None)) != 1:
+            raise LogError("give one of column (of stamps), rate (of the rows, in Hz) and period (in s)")
+        return self
+
+    @property
+    def step(self) -> float | None:
+        """The period of a clock that is not measured [s]."""
+        return self.period if self.rate is None else 1.0 / self.rate
+
+
+class Joint(_Strict):
+    """A joint that `*` stands for.
+
+    Attributes:
+        at: what the file calls it: a number or a name; the joint's own name where it is left out.
+        sign: 1, or -1 where the log counts the other way round.
+    """
+
+    at: str | int | None = None
+    sign: Literal[1, -1] = 1
+
+
+class Csv(_Strict):
+    """How CSV files are written.
+
+    Attributes:
+        header: whether the first line names the columns; otherwise they are called `[0]`, `[1]`, ...
+        delimiter: between cells.
+    """
+
+    header: bool = True
+    delimiter: str = Field(",", min_length=1, max_length=1)
 
 
 class Recording(_Strict):
@@ -70,13 +143,14 @@ class Recording(_Strict):
     """
 
     recording: str | None = None
-    time: Column | None = None
-    command_time: Column | None = None
+    time: Clock | None = None
+    command_time: Clock | None = None
     observations: dict[str, Column] = Field(default_factory=dict)
     actions: dict[str, Column] = Field(default_factory=dict)
     action_source: ActionSource | None = None
     measured_actions: dict[str, Column] = Field(default_factory=dict)
     exogenous: dict[str, Column] = Field(default_factory=dict)
+    reward: Column | None = None
     start: float = -float("inf")
     stop: float = float("inf")
     excluded: tuple[tuple[float, float], ...] = ()
@@ -94,13 +168,15 @@ class Layout:
     """How one recording is read: the schema with what is different for the recording put in."""
 
     recording: str
-    time: Column
-    command_time: Column | None
+    time: Clock
+    command_time: Clock | None
     observations: Mapping[str, Column]
     actions: Mapping[str, Column]
     action_source: ActionSource
     measured_actions: Mapping[str, Column]
     exogenous: Mapping[str, Column]
+    reward: Column | None = None
+    clocks: Mapping[str, Clock] = field(default_factory=dict)
     start: float = -float("inf")
     stop: float = float("inf")
     excluded: tuple[tuple[float, float], ...] = ()
@@ -110,37 +186,62 @@ class Layout:
         yield "time", self.time
         if self.command_time is not None:
             yield "command_time", self.command_time
+        for name, clock in self.clocks.items():
+            yield f"clocks.{name}", clock
         for group in ("observations", "actions", "measured_actions", "exogenous"):
             for name, column in getattr(self, group).items():
                 yield f"{group}.{name}", column
+        if self.reward is not None:
+            yield "reward", self.reward
 
 
 class LogSchema(_Strict):
     """Which files make up a recording, and which of their columns are what.
 
     Attributes:
-        file: the one file of a recording, as in `"{name}.csv"`; its columns are named as they are.
+        file: the one file of a recording, as in `"{name}.csv"`; its columns are named as they are. It may be left out:
+            then every log of the folder, or the one that is read, is a recording, or holds several.
         files: or the files that are joined row by row; their columns are named `<file>.<column>`.
+        csv: how CSV files are written.
+        messages: `.msg` files, or folders of them, for bags that hold no definitions.
+        joints: what `*` stands for in the names of channels and columns, in this order: names, or name -> Joint.
         time: clock of the observations, and of the commands where they have none of their own.
         command_time: clock of the commands.
+        clocks: further clocks, which columns name as their `clock`: states are brought onto `time` band-limited,
+            commands are held.
         observations: name -> column; one row an observation.
         actions: name -> column; the action of row k is in force from row k to row k + 1.
         action_source: whether `actions` is what was asked for or what the actuator reported.
         measured_actions: what the actuator reported, under the names of the actions.
         exogenous: name -> column; known only up to the present (supply voltage).
+        reward: of row k, for the step from row k to row k + 1.
+        max_gap: longest time between two observations [s] that may be learnt from; a longer one is excluded.
         recordings: what is different for some recordings, and other names for parts of them.
     """
 
     file: str | None = None
     files: dict[str, str] = Field(default_factory=dict)
-    time: Column
-    command_time: Column | None = None
+    csv: Csv = Csv()
+    messages: tuple[str, ...] = ()
+    joints: dict[str, Joint] = Field(default_factory=dict)
+    time: Clock
+    command_time: Clock | None = None
+    clocks: dict[str, Clock] = Field(default_factory=dict)
     observations: dict[str, Column] = Field(min_length=1)
     actions: dict[str, Column] = Field(min_length=1)
     action_source: ActionSource
     measured_actions: dict[str, Column] = Field(default_factory=dict)
     exogenous: dict[str, Column] = Field(default_factory=dict)
+    reward: Column | None = None
+    max_gap: PositiveFloat | None = None
     recordings: dict[str, Recording] = Field(default_factory=dict)
+
+    @field_validator("joints", mode="before")
+    @classmethod
+    def _names_or_joints(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return {str(name): {} for name in value}
+        return {name: joint or {} for name, joint in value.items()} if isinstance(value, Mapping) else value
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any]) -> LogSchema:
@@ -165,14 +266,27 @@ class LogSchema(_Strict):
 
     @property
     def patterns(self) -> dict[str, str]:
-        """Pattern of each file of a recording; the key is "" where there is only one."""
-        return self.files if self.file is None else {"": self.file}
+        """Pattern of each file of a recording; the key is "" where there is only one. Nothing where none is given."""
+        if self.file is not None:
+            return {"": self.file}
+        return self.files
+
+    @property
+    def options(self) -> Options:
+        """How the files are written."""
+        return Options(self.csv.header, self.csv.delimiter, self.messages)
 
     def source(self, column: Column) -> tuple[str, str]:
         """Return the key of the file that holds a column, and the column's name there."""
-        if self.file is not None:
+        if not self.files:
             return "", column.column
         key, dot, name = column.column.partition(".")
+        if (bracket := column.column.find("[")) >= 0 and column.column[:bracket] in self.files:
+            key, dot, name = (
+                column.column[:bracket],
+                ".",
+                column.column[bracket:],
+            )  # `torque[0]` of a file without names
         if not dot or key not in self.files:
             raise LogError(
                 f"column {column.column!r} must name its file first, as in '{next(iter(self.files))}.<column>'"
@@ -195,7 +309,7 @@ class LogSchema(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> LogSchema:
-        if (self.file is None) == (not self.files):
+        if self.file is not None and self.files:
             raise LogError("give either 'file' (one file a recording) or 'files' (several, joined row by row)")
         for key, pattern in self.patterns.items():
             _check_pattern(f"files.{key}" if key else "file", pattern)
@@ -213,11 +327,24 @@ class LogSchema(_Strict):
 
     def _check_layout(self, where: str, layout: Layout) -> None:
         for role, column in layout.columns():
+            if column.clock and column.clock not in self.clocks:
+                raise LogError(
+                    f"{where}{role}: no clock {column.clock!r} in clocks{did_you_mean(column.clock, self.clocks)}"
+                )
+            if isinstance(column, Clock) and not column.column:
+                continue
+            stars = column.column.count("*")
+            if stars and ("*" not in role or isinstance(column, Clock)):
+                raise LogError(
+                    f"{where}{role}: {column.column!r} stands for several columns; call the channel '*' or 'name_*' too"
+                )
+            if ("*" in role and not stars) or stars > 1 or role.count("*") > 1:
+                raise LogError(f"{where}{role}: expected one * in the channel's name and one in its column")
             try:
                 self.source(column)
             except LogError as error:
                 raise LogError(f"{where}{role}: {error}") from error
-            if role in ("time", "command_time") and column.si != "s":
+            if isinstance(column, Clock) and column.si != "s":
                 raise LogError(f"{where}{role}: expected a unit of time (s, ms, us, ns), found {column.unit!r}")
         if layout.measured_actions and set(layout.measured_actions) != set(layout.actions):
             raise LogError(
@@ -230,7 +357,7 @@ class LogSchema(_Strict):
                     f"{where}measured_actions.{name} is in {column.unit}, the action itself in "
                     f"{layout.actions[name].unit}; they must be of one kind"
                 )
-        if layout.command_time is None:
+        if layout.command_time is None or not (layout.command_time.column and layout.time.column):
             return
         observed, stamped = self.source(layout.time)[0], self.source(layout.command_time)[0]
         for name, column in layout.actions.items():
@@ -247,8 +374,10 @@ def _check_pattern(where: str, pattern: str) -> None:
         raise LogError(f"{where}: {pattern!r} must hold {{name}}, the recording's name, and no other braces")
     if path.is_absolute() or ".." in path.parts or "\\" in pattern:
         raise LogError(f"{where}: {pattern!r} must be a path inside the folder of the logs")
-    if path.suffix.lower() not in FORMATS:
-        raise LogError(f"{where}: {pattern!r} must end in one of {', '.join(FORMATS)}")
+    if path.suffix and suffix_of(Path(pattern)) not in FORMATS:
+        raise LogError(
+            f"{where}: {pattern!r} must end in one of {', '.join(FORMATS)}, or be a folder that is a data set"
+        )
 
 
 def _first(error: ValidationError) -> str:

@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sim2real.logs import UNITS, LogSchema, read_logs
+from sim2real.errors import LogError
+from sim2real.logs import LogSchema, read_logs
+from sim2real.logs.units import Unit, unit
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -136,8 +138,30 @@ def test_clocks_become_seconds(tmp_path, name, second):
     assert episode.observed_at == pytest.approx([2, 5])
 
 
-def test_every_unit_is_known_by_its_si_unit():
-    assert all(UNITS[unit.si].factor == 1 and UNITS[unit.si].si == unit.si for unit in UNITS.values())
+@pytest.mark.parametrize(
+    ("name", "si", "factor", "offset"),
+    [
+        ("degrees", "rad", math.pi / 180, 0),
+        ("rev/min", "rad/s", math.pi / 30, 0),
+        ("Nm/rad", "N·m/rad", 1, 0),
+        ("kgf*cm", "N·m", 0.0980665, 0),
+        ("g", "kg", 1e-3, 0),
+        ("m/s^2", "m/s²", 1, 0),
+        ("°C", "K", 1, 273.15),
+        ("%", "1", 0.01, 0),
+        ("counts", "1", 1, 0),
+    ],
+)
+def test_any_unit_that_pint_reads_becomes_si(name, si, factor, offset):
+    found = unit(name)
+    assert (found.si, found.factor, found.offset) == (si, pytest.approx(factor), pytest.approx(offset))
+    assert unit(si) == Unit(si, 1.0)
+
+
+@pytest.mark.parametrize("name", ["radd", "2 rad", "rad+s", "9**9**9", "m**999", "__import__('os')", "kg/", "x" * 99])
+def test_what_is_no_unit_is_refused(name):
+    with pytest.raises(LogError, match="unknown unit"):
+        unit(name)
 
 
 def test_scale_and_offset_come_after_the_unit(tmp_path):
