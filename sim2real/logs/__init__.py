@@ -1,8 +1,20 @@
 """Recorded logs as episodes: a schema says which column is what, in which unit, and `read_logs` reads the files."""
 
-from sim2real.logs.read import read_logs
-from sim2real.logs.schema import Column, LogSchema, Recording
-from sim2real.logs.tables import FORMATS
-from sim2real.logs.units import UNITS
+from sim2real.logs.find import Skipped
+from sim2real.logs.raw import RawChannel, RawRecording
+from sim2real.logs.read import Logs, read_logs
+from sim2real.logs.schema import Clock, Column, LogSchema, Recording
+from sim2real.logs.sources import FORMATS
 
-__all__ = ["FORMATS", "UNITS", "Column", "LogSchema", "Recording", "read_logs"]
+__all__ = [
+    "FORMATS",
+    "Clock",
+    "Column",
+    "LogSchema",
+    "Logs",
+    "RawChannel",
+    "RawRecording",
+    "Recording",
+    "Skipped",
+    "read_logs",
+]

@@ -66,8 +66,8 @@ def load(name: str, place: Place, schema: LogSchema, opened: Opened) -> Loaded:
         for header, values in some.items():
             if len(values) == 0:
                 raise LogError(
-                    f"{sources[key].where(place.inner)}: column {header!r} has no rows, only its name; take the file out "
-                    "of the folder"
+                    f"{sources[key].where(place.inner)}: column {header!r} has no rows, only its name; take the file "
+                    "out of the folder"
                 )
     tables = {}
     for _, column in layout.columns():
@@ -204,7 +204,7 @@ def raw_recording(loaded: Loaded) -> RawRecording:
             n = min(len(values), len(stamps))
             label = "time" if clock == layout.time else clock.column or "command_time"
             channels.append(RawChannel(group, name, column.si, stamps[:n], values[:n], table.where(column), label))
-    made = "the schema gives its rows a rate or period" if layout.time.step is not None else ""
+    made = "the schema gives its rows a rate or period" if not layout.time.column else ""
     return RawRecording(
         loaded.name, tuple(channels), layout.action_source, loaded.facts.synthetic or made, layout.excluded
     )

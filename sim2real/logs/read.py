@@ -278,7 +278,7 @@ class _Apart:
             n = min(n, len(table.raw(clock)))
         self.t = table.clock("clock", clock, n)
         self.values = table.si("on its own clock", column, np.arange(n))
-        self.how = f"{column.column}: from the clock {clock.column or clock.step}"
+        self.how = f"{column.column}: from the clock {clock.column or f'of {n} rows'}"
 
     def state(self, at: Array) -> Array:
         return band_limited(self.t, self.values, at)

@@ -47,8 +47,8 @@ class Table:
 
     def clock(self, role: str, column: Clock, rows: int | None = None) -> Array:
         """Return the first rows of a clock [s]: (rows,); all of it where no number is given."""
-        if column.step is not None:
-            return column.offset + column.step * np.arange(rows or 0)
+        if not column.column:
+            return column.counted(rows or 0)
         rows = len(self.raw(column)) if rows is None else rows
         clock = self.si(role, column, np.arange(rows), mend="")
         bad = np.flatnonzero(np.diff(clock) <= 0)

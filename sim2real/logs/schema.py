@@ -100,10 +100,10 @@ class Clock(Column):
             raise LogError("give one of column (of stamps), rate (of the rows, in Hz) and period (in s)")
         return self
 
-    @property
-    def step(self) -> float | None:
-        """The period of a clock that is not measured [s]."""
-        return self.period if self.rate is None else 1.0 / self.rate
+    def counted(self, rows: int) -> Array:
+        """Return the stamps that a rate or a period gives to so many rows [s]."""
+        k = np.arange(rows)
+        return self.offset + (k / self.rate if self.rate is not None else k * (self.period or 0.0))
 
 
 class Joint(_Strict):

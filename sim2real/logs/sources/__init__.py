@@ -102,9 +102,14 @@ def open_source(path: Path, options: Options = Options()) -> Iterator[Source]:
         )
     if path.stat().st_size == 0:
         raise LogError(f"{path}: the file is empty; record it again, or take it out of the folder")
-    with _decompressed(path) as plain, _class(kind)(plain, **_arguments(kind, options)) as source:
-        source.path = path  # what messages name
-        yield source
+    with _decompressed(path) as plain:
+        try:
+            opened = _class(kind)(plain, **_arguments(kind, options))
+        except LogError as error:
+            raise LogError(str(error).replace(str(plain), str(path))) from error
+        with opened as source:
+            source.path = path
+            yield source
 
 
 def _class(kind: str) -> Any:

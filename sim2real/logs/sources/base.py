@@ -61,7 +61,8 @@ class Source(ABC):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.file = path  # what is read
+        self.path = path  # what messages name: the file as the user knows it, compressed or not
 
     def recordings(self) -> list[str]:
         """Return the names of the recordings; `[""]` for the only one of a file."""

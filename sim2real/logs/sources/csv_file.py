@@ -61,7 +61,7 @@ class CsvSource(Source):
 
     def _table(self, wanted: Mapping[str, str], kind: pa.DataType) -> pa.Table:
         return pyarrow.csv.read_csv(
-            self.path,
+            self.file,
             # Without threads, a message about a row names it.
             read_options=pyarrow.csv.ReadOptions(
                 column_names=self.names, skip_rows=int(self.header), use_threads=False

@@ -17,6 +17,7 @@ from sim2real.logs.sources.base import Info, Kind, Source, check_text, missing
 
 LONGEST = 1 << 28  # characters of one value, which is decoded at once
 PEEK = 100  # records whose fields are listed
+_AFTER = tuple(",]}: \t\n\r")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -61,7 +62,7 @@ class JsonSource(Source):
     def _parts(self) -> Iterator[tuple[str, Any]]:
         """Yield each record with the key of its array, and each array of an object of arrays with its key."""
         try:
-            with self.path.open(encoding="utf-8-sig") as file:
+            with self.file.open(encoding="utf-8-sig") as file:
                 yield from _Stream(file, self.path).parts()
         except (ValueError, RecursionError) as error:
             if isinstance(error, LogError):
@@ -77,7 +78,7 @@ class JsonLinesSource(JsonSource):
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
         decode = json.JSONDecoder().decode
-        with self.path.open("rb") as file:
+        with self.file.open("rb") as file:
             for number in range(1, 1 << 62):
                 line = file.readline(LONGEST)
                 if not line:
@@ -186,7 +187,7 @@ class _Stream:
                 if not self._more():
                     raise
                 continue
-            if end < len(self._text) or not self._more():  # a number at the end of the block may go on
+            if self._text[end : end + 1] in _AFTER or not self._more():  # `1.` at the end of a block may go on
                 self._at = end
                 return value
 
