@@ -39,11 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(sweep)
     report = verbs.add_parser("report", help="rebuild report.html of a run")
     report.add_argument("run_directory", type=Path)
-    logs = verbs.add_parser("logs", help="look at recorded logs")
-    actions = logs.add_subparsers(dest="action", required=True, metavar="action")
-    check = actions.add_parser("check", help="read logs with a schema and print what they hold")
-    check.add_argument("path", type=Path)
-    check.add_argument("--schema", type=Path, required=True, help="YAML file that says what the columns are")
+    from sim2real.log_commands import add_parsers
+
+    add_parsers(verbs)
     parameters = verbs.add_parser("parameters", help="list every parameter of an environment or a robot")
     parameters.add_argument("target", help="id of a Gymnasium environment, name of a packaged robot, or robot file")
     parameters.add_argument("--yaml", action="store_true", help="write a starter recipe with cautious ranges instead")
@@ -74,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = None if sys.stdout.isatty() else 200
     console = Console(highlight=False, soft_wrap=True, width=width)
     try:
-        _dispatch(options, console)
+        return _dispatch(options, console)
     except Sim2RealError as error:
         from sim2real.errors import RecipeError
 
@@ -87,10 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; run the same command again to go on")
         return 1
-    return 0
 
 
-def _dispatch(options: argparse.Namespace, console: Console) -> None:
+def _dispatch(options: argparse.Namespace, console: Console) -> int:
     if options.verb in VERBS:
         _run(options, console)
     elif options.verb == "sweep":
@@ -100,13 +97,16 @@ def _dispatch(options: argparse.Namespace, console: Console) -> None:
 
         console.print(f"report: {write_report(options.run_directory)}")
     elif options.verb == "logs":
-        _check_logs(options, console)
+        from sim2real.log_commands import run
+
+        return run(options, lambda text: console.print(_plain(text)))
     elif options.verb == "parameters":
         _parameters(options, console)
     elif options.verb == "preview":
         _preview(options, console)
     else:
         _doctor(console)
+    return 0
 
 
 def _plain(text: str) -> str:
@@ -201,24 +201,6 @@ def _sweep(options: argparse.Namespace, console: Console) -> None:
     found = sweep(recipe, options.output, again=options.again, say=lambda line: console.print(_plain(line)))
     console.print(f"best validation score {found.best_score:.5g}, unswept {found.baseline_score:.5g}")
     console.print(f"best recipe: {_plain(str(found.best_recipe))}")
-
-
-def _check_logs(options: argparse.Namespace, console: Console) -> None:
-    from rich.table import Table
-
-    from sim2real.logs import LogSchema, read_logs
-
-    table = Table("recording", "seconds", "period [ms]", "observations", "actions", "source", box=None, pad_edge=False)
-    for e in read_logs(options.path, LogSchema.load(options.schema)):
-        table.add_row(
-            e.name,
-            f"{e.duration:.2f}",
-            f"{1e3 * e.period:.2f}",
-            ", ".join(_plain(f"{n} [{u}]") for n, u in e.channels.observations),
-            ", ".join(_plain(f"{n} [{u}]") for n, u in e.channels.actions),
-            e.action_source,
-        )
-    console.print(table)
 
 
 def _parameters(options: argparse.Namespace, console: Console) -> None:

@@ -123,12 +123,13 @@ def _stands_for(
     key, pattern = schema.source(column)
     before, after = pattern.split("*")
     prefix = column.column[: len(column.column) - len(pattern)]
-    known = sources[key].columns(inner)
+    known = sources[key].matching(before, after, inner)
     fits = [n for n, i in known.items() if _fits(n, before, after) and i.kind == "number"]
     if not fits:
+        there = list(sources[key].columns(inner))
         raise LogError(
             f"{sources[key].where(inner)}: no column of numbers fits {pattern!r} ({name}); available: "
-            f"{', '.join(list(known)[:20])}{', ...' if len(known) > 20 else ''}"
+            f"{', '.join(there[:20])}{', ...' if len(there) > 20 else ''}"
         )
     return {
         name.replace("*", n[len(before) : len(n) - len(after)]): column.model_copy(update={"column": prefix + n})

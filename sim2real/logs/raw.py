@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sim2real.episodes import ActionSource, Array
+import numpy as np
+
+from sim2real.episodes import ActionSource, Array, Episode
 
 Group = Literal["observations", "actions", "measured_actions", "exogenous"]
 
@@ -62,3 +64,23 @@ class RawRecording:
     def group(self, group: Group) -> tuple[RawChannel, ...]:
         """Return the channels of one group."""
         return tuple(c for c in self.channels if c.group == group)
+
+
+def raw_of(episode: Episode) -> RawRecording:
+    """Return an episode as the linter takes it."""
+    channels = []
+    where = str(next((f["path"] for f in episode.provenance.get("files", ())), episode.name))
+    parts: tuple[tuple[Group, Array | None, tuple[tuple[str, str], ...], Array, str], ...] = (
+        ("observations", episode.observations, episode.channels.observations, episode.observed_at, "time"),
+        ("actions", episode.actions, episode.channels.actions, episode.commanded_at, "command_time"),
+        ("measured_actions", episode.measured_actions, episode.channels.actions, episode.commanded_at, "command_time"),
+        ("exogenous", episode.exogenous, episode.channels.exogenous, episode.observed_at, "time"),
+    )
+    same = np.array_equal(episode.commanded_at, episode.observed_at[:-1])
+    for group, values, names, t, clock in parts:
+        if values is not None:
+            for k, (name, unit) in enumerate(names):
+                label = "time" if same else clock
+                channels.append(RawChannel(group, name, unit, t, values[:, k], f"{where}: {group}.{name}", label))
+    synthetic = str(episode.provenance.get("synthetic_clock", ""))
+    return RawRecording(episode.name, tuple(channels), episode.action_source, synthetic, episode.excluded)

@@ -201,7 +201,7 @@ def _episode(loaded: Loaded, schema: LogSchema) -> tuple[Episode, list[str]]:
     if n < 2:
         raise LogError(f"{table.where(layout.time)} has {n} row; an episode needs two at least")
     observed_at = table.clock("time", layout.time, n)
-    held_rows, commanded_at = np.arange(n - 1), observed_at[:-1]
+    held_rows, commanded_at = None, observed_at[:-1]
     if own_clock is not None and stamped:
         m, note = table.join([own_clock], stamped)
         stamps = table.clock("command_time", own_clock, min(m, *(len(table.raw(column)) for column in stamped)))
@@ -216,48 +216,83 @@ def _episode(loaded: Loaded, schema: LogSchema) -> tuple[Episode, list[str]]:
     others = {c.column: _Apart(loaded, c) for c in apart}
     first = max([layout.start, *(o.t[0] for c, o in others.items() if _is_state(c, states))])
     last = min([layout.stop, *(o.t[-1] for c, o in others.items() if _is_state(c, states))])
-    rows = np.flatnonzero((observed_at >= first - 1e-9) & (observed_at <= last + 1e-9))
-    if len(rows) < 2:
+    a, b = np.searchsorted(observed_at, [first - 1e-9, last + 1e-9]).tolist()
+    if b - a < 2:
         raise LogError(
             f"{table.where(layout.time)}: {name!r} has fewer than two observations from {first:.9g} s to {last:.9g} s "
             f"(start = {layout.start:g} s to stop = {layout.stop:g} s, and what other clocks cover); the clock "
             f"of the log runs from {observed_at[0]:.9g} s to {observed_at[-1]:.9g} s"
         )
-    asked = np.count_nonzero((observed_at >= layout.start - 1e-9) & (observed_at <= layout.stop + 1e-9))
-    if asked > len(rows):
-        notes.append(f"{asked - len(rows)} observations lie outside of what the other clocks cover, and were cut off")
-    step = rows[:-1]
+    start, stop = np.searchsorted(observed_at, [layout.start - 1e-9, layout.stop + 1e-9]).tolist()
+    if stop - start > b - a:
+        notes.append(
+            f"{stop - start - b + a} observations lie outside of what the other clocks cover, and were cut off"
+        )
+    rows, step = range(a, b), range(a, b - 1)
+    held_step = step if held_rows is None else held_rows[a : b - 1]
 
-    def stack(group: str, columns: Mapping[str, Column], at: Rows, at_stamped: Rows) -> Array:
+    # group -> its columns, and their rows: on the clock of the observations, and on that of the commands
+    groups: dict[str, tuple[Mapping[str, Column], range, Rows | range]] = {
+        "observations": (layout.observations, rows, rows),
+        "actions": (layout.actions, step, held_step),
+        # Before the first stamp nothing was asked for, but what the actuator did is not known: its first report holds.
+        "measured_actions": (measured, step, held_step if isinstance(held_step, range) else np.maximum(held_step, 0)),
+        "exogenous": (layout.exogenous, rows, rows),
+        "reward": (rewards, step, held_step),
+    }
+
+    def stack(group: str) -> Array | None:
+        columns, at, at_stamped = groups[group]
+        some = list(columns.values())
+        if not some:
+            return None
+        mixed = any(c in apart for c in some) or len({c in stamped for c in some}) > 1
+        together = at_stamped if some[0] in stamped else at
+        if not mixed and (isinstance(together, range) or (together[0] >= 0 and (np.diff(together) == 1).all())):
+            return table.matrix(some, int(together[0]), int(together[-1]) + 1)
         parts = []
-        for k, column in columns.items():
+        for name, column in columns.items():
             if column in apart:
                 values = others[column.column]
-                parts.append(values.state(observed_at[at]) if group in _STATES else values.command(commanded_at[at]))
+                parts.append(
+                    values.state(observed_at[at.start : at.stop])
+                    if group in _STATES
+                    else values.command(commanded_at[at.start : at.stop])
+                )
             else:
-                parts.append(table.si(f"{group}.{k}", column, at_stamped if column in stamped else at))
+                parts.append(table.si(f"{group}.{name}", column, at_stamped if column in stamped else at))
         return np.stack(parts, 1)
 
-    groups = (layout.observations, layout.actions, layout.exogenous)
-    episode = Episode(
-        name=name,
-        observed_at=observed_at[rows],
-        observations=stack("observations", layout.observations, rows, rows),
-        commanded_at=commanded_at[step],
-        actions=stack("actions", layout.actions, step, held_rows[step]),
-        action_source=layout.action_source,
-        channels=Channels(*(tuple((k, column.si) for k, column in group.items()) for group in groups)),
-        # Before the first stamp nothing was asked for, but what the actuator did is not known: its first report holds.
-        measured_actions=stack("measured_actions", measured, step, np.maximum(held_rows[step], 0))
-        if measured
-        else None,
-        exogenous=stack("exogenous", layout.exogenous, rows, rows) if layout.exogenous else None,
-        rewards=stack("reward", rewards, step, held_rows[step])[:, 0] if rewards else None,
-        terminated=loaded.facts.terminated and int(rows[-1]) == n - 1,
-        excluded=(*layout.excluded, *_gaps(observed_at[rows], schema.max_gap)),
-        provenance=_provenance(loaded, schema, sorted(o.how for o in others.values())),
-    )
+    observations, actions, rewarded = stack("observations"), stack("actions"), stack("reward")
+    assert observations is not None
+    assert actions is not None
+    try:
+        episode = Episode(
+            name=name,
+            observed_at=observed_at[a:b],
+            observations=observations,
+            commanded_at=commanded_at[a : b - 1],
+            actions=actions,
+            action_source=layout.action_source,
+            channels=Channels(*(_channels(groups[g][0]) for g in ("observations", "actions", "exogenous"))),
+            measured_actions=stack("measured_actions"),
+            exogenous=stack("exogenous"),
+            rewards=None if rewarded is None else rewarded[:, 0],
+            terminated=loaded.facts.terminated and b == n,
+            excluded=(*layout.excluded, *_gaps(observed_at[a:b], schema.max_gap)),
+            provenance=_provenance(loaded, schema, sorted(o.how for o in others.values())),
+        )
+    except LogError:
+        for group, (columns, at, at_stamped) in groups.items():  # the cell that is at fault, if one is
+            for name, column in columns.items():
+                if column not in apart:
+                    table.si(f"{group}.{name}", column, at_stamped if column in stamped else at)
+        raise
     return episode, [note for note in notes if note]
+
+
+def _channels(columns: Mapping[str, Column]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, column.si) for name, column in columns.items())
 
 
 _STATES = ("observations", "exogenous", "measured_actions")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.episodes import Array
+from sim2real.episodes import Array, all_finite
 from sim2real.errors import LogError
 from sim2real.logs.schema import Clock, Column, LogSchema
 
@@ -34,23 +35,40 @@ class Table:
         key, name = self.schema.source(column)
         return f"{self.paths[key]}: column {name!r}"
 
-    def si(self, role: str, column: Column, rows: Rows, mend: str = ", or cut it off with start or stop") -> Array:
+    def si(
+        self, role: str, column: Column, rows: Rows | range, mend: str = ", or cut it off with start or stop"
+    ) -> Array:
         """Return the SI values of some rows (-1 for none, which reads as zero): the shape of `rows`."""
+        rows = np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
         raw = np.where(rows >= 0, self.raw(column)[np.maximum(rows, 0)], 0.0)
-        bad = np.flatnonzero(~np.isfinite(raw))
-        if len(bad):
+        if not all_finite(raw):
+            bad = int(np.flatnonzero(~np.isfinite(raw))[0])
             raise LogError(
-                f"{self.where(column)} ({role}) must hold finite numbers, found {raw[bad[0]]:g} in row {rows[bad[0]]} "
+                f"{self.where(column)} ({role}) must hold finite numbers, found {raw[bad]:g} in row {rows[bad]} "
                 f"(the first is 0; an empty cell reads as nan); repair the row{mend}"
             )
         return np.where(rows >= 0, column.to_si(raw), 0.0)
+
+    def matrix(self, columns: Sequence[Column], start: int, stop: int) -> Array:
+        """Return the SI values of the rows from `start` to before `stop`: (rows, columns). They may not be finite."""
+        raw = side_by_side([self.raw(column)[start:stop] for column in columns])
+        if any(column.signed_bits for column in columns):
+            return np.stack([column.to_si(raw[:, k]) for k, column in enumerate(columns)], 1)
+        # x -> (x * factor + offset of the unit) * scale + offset; most columns are in SI units already
+        for what, neutral in (("factor", 1.0), ("zero", 0.0), ("scale", 1.0), ("offset", 0.0)):
+            row = np.array([getattr(column, what) for column in columns])
+            if (row != neutral).any():
+                raw = raw * row if neutral else raw + row
+        return raw
 
     def clock(self, role: str, column: Clock, rows: int | None = None) -> Array:
         """Return the first rows of a clock [s]: (rows,); all of it where no number is given."""
         if not column.column:
             return column.counted(rows or 0)
         rows = len(self.raw(column)) if rows is None else rows
-        clock = self.si(role, column, np.arange(rows), mend="")
+        clock = column.to_si(self.raw(column)[:rows])
+        if not all_finite(clock):
+            self.si(role, column, np.arange(rows), mend="")  # raises, and says where
         bad = np.flatnonzero(np.diff(clock) <= 0)
         if len(bad):
             k = int(bad[0])
@@ -85,6 +103,20 @@ class Table:
             return n, ""
         found = ", ".join(f"{self.paths[key].name} has {length} rows" for key, length in rows.items())
         return n, f"{found}; joined row by row and cut to {n}"
+
+
+def side_by_side(columns: Sequence[Array]) -> Array:
+    """Return columns of one length as a matrix (N, C); where they lie evenly in one already, without a copy."""
+    first = columns[0]
+    at = [column.__array_interface__["data"][0] for column in columns]
+    apart = at[1] - at[0] if len(at) > 1 else first.itemsize
+    if (
+        first.base is not None
+        and all(column.base is first.base and column.strides == first.strides for column in columns)
+        and all(b - a == apart for a, b in pairwise(at))
+    ):
+        return np.lib.stride_tricks.as_strided(first, (len(first), len(columns)), (first.strides[0], apart))
+    return np.stack(columns, 1)
 
 
 def pair(observed_at: Array, stamps: Array) -> tuple[Rows, Array, str]:

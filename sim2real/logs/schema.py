@@ -73,12 +73,21 @@ class Column(_Strict):
         """The SI unit that the column is read into."""
         return unit(self.unit).si
 
+    @property
+    def factor(self) -> float:
+        """SI units in one unit of the file."""
+        return unit(self.unit).factor
+
+    @property
+    def zero(self) -> float:
+        """The SI value of a zero in the file's unit, as of degrees Celsius."""
+        return unit(self.unit).offset
+
     def to_si(self, values: Array) -> Array:
         """Convert values as they stand in the file; any shape."""
         if self.signed_bits:
             values = np.where(values >= 2.0 ** (self.signed_bits - 1), values - 2.0**self.signed_bits, values)
-        written = unit(self.unit)
-        return (values * written.factor + written.offset) * self.scale + self.offset
+        return (values * self.factor + self.zero) * self.scale + self.offset
 
 
 class Clock(Column):

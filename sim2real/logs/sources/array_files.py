@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from sim2real.episodes import Array
 from sim2real.errors import LogError
-from sim2real.logs.sources.base import INDEXED, Info, Source, as_numbers, missing
+from sim2real.logs.sources.base import INDEXED, Info, Source, as_numbers, missing, wants_whole
 from sim2real.logs.sources.columnar import Damage
 
+PIECE = 1 << 18  # bytes that are decompressed at a time: they stay in the cache of the processor
 BLOCK = 1 << 24  # bytes of an array that are in memory at a time, beside the columns that are asked for
 SIGNALS = "_signal_mapping"  # which columns of MuJoCo's arrays are which sensor
 
@@ -122,23 +123,26 @@ class NpzSource(Source):
                     f"{self.path}: column {name!r} ({wanted[name]}) holds Python objects, which take pickle to read; "
                     "write plain numeric arrays"
                 )
-        if len(shape) == 1:
-            (name,) = chosen
-            whole = np.concatenate(list(_blocks(file, shape[0], dtype, ()))) if shape[0] else np.empty(0, dtype)
-            return {name: as_numbers(self.path, name, wanted[name], whole)}
+        (first, *_) = chosen
+        if len(shape) == 1 or wants_whole(len(chosen), shape[1]):
+            whole = as_numbers(self.path, first, wanted[first], _whole(file, shape, fortran, dtype))
+            file.read(1)  # the end of a member is where its checksum is looked at
+            return {name: whole if index is None else whole[:, index] for name, index in chosen.items()}
         rows, width = shape
         if fortran:
-            inside: dict[int, Any] = {}
-            for i in range(width):
-                column = np.concatenate([*_blocks(file, rows, dtype, ())] or [np.empty(0, dtype)])
-                if i in chosen.values():
-                    inside[i] = column
-            return {name: as_numbers(self.path, name, wanted[name], inside[i]) for name, i in chosen.items()}  # type: ignore[index]
-        parts: dict[str, list[Array]] = {name: [] for name in chosen}
+            apart = {
+                i: _whole(file, (rows,), False, dtype)
+                for i in range(width)
+                if i in chosen.values() or not _skip(file, rows * dtype.itemsize)
+            }
+            return {
+                name: as_numbers(self.path, name, wanted[name], apart[index or 0]) for name, index in chosen.items()
+            }
+        columns: dict[str, list[Array]] = {name: [] for name in chosen}
         for block in _blocks(file, rows, dtype, (width,)):
             for name, index in chosen.items():
-                parts[name].append(as_numbers(self.path, name, wanted[name], block[:, index]))
-        return {name: np.concatenate(some) if some else np.empty(0) for name, some in parts.items()}
+                columns[name].append(as_numbers(self.path, name, wanted[name], block[:, index].copy()))
+        return {name: np.concatenate(some) if some else np.empty(0) for name, some in columns.items()}
 
     def close(self) -> None:
         self._zip.close()
@@ -151,6 +155,31 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if version not in read:
         raise ValueError(f"version {version} of the .npy format is not known")
     return read[version](file)
+
+
+def _whole(file: IO[bytes], shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return an array, and raise if there is less of it than the header says."""
+    if not dtype.itemsize:
+        raise ValueError(f"elements of type {dtype} hold nothing")
+    out = np.empty(shape, dtype, order="F" if fortran else "C")
+    room = memoryview(out.reshape(-1, order="A").view(np.uint8))  # type: ignore[arg-type]
+    at = 0
+    while at < len(room):
+        n = file.readinto(room[at : at + PIECE])  # type: ignore[attr-defined]
+        if not n:
+            raise ValueError(f"the array ends after {at} of {len(room)} bytes")
+        at += n
+    return out
+
+
+def _skip(file: IO[bytes], size: int) -> bool:
+    """Go over so many bytes, which a compressed member cannot be asked to; return True."""
+    while size > 0:
+        n = len(file.read(min(size, BLOCK)))
+        if not n:
+            raise ValueError(f"the array ends {size} bytes too early")
+        size -= n
+    return True
 
 
 def _blocks(file: IO[bytes], rows: int, dtype: np.dtype[Any], row: Sequence[int]) -> Iterator[NDArray[Any]]:

@@ -72,9 +72,15 @@ class Source(ABC):
     def columns(self, recording: str = "") -> dict[str, Info]:
         """Return every column of a recording; elements of vectors as `x[0]`, or by name where the file has names."""
 
+    def matching(self, before: str, after: str, recording: str = "") -> dict[str, Info]:
+        """Return the columns whose names begin and end so; a cheaper look than `columns` where there is one."""
+        return {n: i for n, i in self.columns(recording).items() if n.startswith(before) and n.endswith(after)}
+
     @abstractmethod
     def read(self, wanted: Mapping[str, str], recording: str = "") -> dict[str, Array]:
         """Return columns of a recording as float64, one array (rows,) each, as they stand there; an empty cell is NaN.
+
+        Columns of one matrix may be views of it, which spares whoever puts them side by side again a copy.
 
         Args:
             wanted: name of each column -> what it is for, as messages put it.
@@ -151,10 +157,15 @@ def is_number(text: str) -> bool:
     return True
 
 
+def wants_whole(wanted: int, width: int) -> bool:
+    """Whether a matrix of `width` columns is kept whole for the sake of those that are wanted of it."""
+    return 4 * wanted >= width
+
+
 def as_numbers(where: object, name: str, what: str, values: np.ndarray) -> Array:
     """Return an array as float64, or raise a LogError if it does not hold numbers."""
     if values.dtype.kind == "U":
         check_text(where, name, what, values.ravel().tolist())
     if values.dtype.kind not in "biuf":
         raise LogError(f"{where}: column {name!r} ({what}) is of type {values.dtype}, expected numbers")
-    return values.astype(np.float64)
+    return values.astype(np.float64, copy=False)

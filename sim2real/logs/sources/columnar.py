@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import pyarrow.parquet
 
 from sim2real.episodes import Array
 from sim2real.errors import LogError
-from sim2real.logs.sources.base import INDEXED, Info, Source, check_text, missing
+from sim2real.logs.sources.base import INDEXED, Info, Source, check_text, missing, wants_whole
 
-BLOCK = 65_536  # rows that are in memory at a time, beside the columns that are asked for
+BLOCK = 262_144  # rows that are in memory at a time, beside the columns that are asked for
 
 
 def describe(
@@ -109,6 +110,8 @@ class Picker:
         self.where, self.wanted, self.rows = where, wanted, 0
         self._paths = {name: self._path(schema, name, labels, available) for name in wanted}
         self._blocks: dict[str, list[Array]] = {name: [] for name in wanted}
+        self._matrices: dict[tuple[str, tuple[str, ...]], list[Array]] = {}  # of lists that are wanted whole
+        self._many = Counter(path[:2] for path in self._paths.values())
 
     @property
     def roots(self) -> list[str]:
@@ -156,9 +159,12 @@ class Picker:
                 key = (root, inner)
                 if key not in lists:
                     lists[key] = self._matrix(name, values)
+                    if isinstance(lists[key], np.ndarray) and wants_whole(self._many[key], lists[key].shape[1]):
+                        self._matrices.setdefault(key, []).append(lists[key])
                 values = lists[key]
                 if isinstance(values, np.ndarray):
-                    self._blocks[name].append(np.ascontiguousarray(values[:, index], dtype=np.float64))
+                    if not wants_whole(self._many[key], values.shape[1]):
+                        self._blocks[name].append(np.ascontiguousarray(values[:, index], dtype=np.float64))
                     continue
                 values = self._elements(name, values, index)
             self._blocks[name].append(self._numbers(name, values))
@@ -199,8 +205,24 @@ class Picker:
             ) from error
 
     def columns(self) -> dict[str, Array]:
-        """Return what was taken: name -> (rows,)."""
-        return {name: np.concatenate(blocks) if blocks else np.empty(0) for name, blocks in self._blocks.items()}
+        """Return what was taken: name -> (rows,); columns of lists that were wanted whole are views of a matrix."""
+        matrices = {key: _joined(some).astype(np.float64, copy=False) for key, some in self._matrices.items()}
+        found = {}
+        for name, (root, inner, index) in self._paths.items():
+            whole = matrices.get((root, inner))
+            if index is None or whole is None:
+                found[name] = _joined(self._blocks[name])
+            elif self._blocks[name]:
+                raise LogError(f"{self.where}: column {name!r} has lists of more than one kind; write them all alike")
+            else:
+                found[name] = whole[:, index]
+        return found
+
+
+def _joined(blocks: list[Array]) -> Array:
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.empty(0)
 
 
 class ParquetSource(Source):

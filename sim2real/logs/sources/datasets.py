@@ -103,7 +103,8 @@ class LerobotSource(Source):
                 f"{path}: has {len(mine)} frames of {recording!r}, expected {expected} by meta/episodes; copy the data "
                 "set anew"
             )
-        return {name: columns[name][mine] for name in wanted}
+        rows = slice(mine[0], mine[-1] + 1) if len(mine) and mine[-1] - mine[0] == len(mine) - 1 else mine
+        return {name: columns[name][rows] for name in wanted}
 
     def _columns_of(self, path: Path, wanted: Mapping[str, str]) -> dict[str, Array]:
         """Return whole columns of a file that holds many episodes; those of the last file are kept."""

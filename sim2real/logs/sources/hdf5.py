@@ -11,7 +11,7 @@ import numpy as np
 
 from sim2real.episodes import Array
 from sim2real.errors import LogError, require
-from sim2real.logs.sources.base import INDEXED, Facts, Info, Kind, Source, as_numbers, missing
+from sim2real.logs.sources.base import INDEXED, Facts, Info, Kind, Source, as_numbers, missing, wants_whole
 from sim2real.logs.sources.columnar import Damage
 
 BLOCK = 1 << 24  # bytes of a data set that are in memory at a time, beside the columns that are asked for
@@ -74,18 +74,28 @@ class Hdf5Source(Source):
         picks: dict[str, dict[str, int | None]] = {}
         with self._clear():
             group = self._inside(recording)
+            shapes: dict[str, tuple[int, ...] | None] = {}
             for name in wanted:
                 match = INDEXED.match(name)
-                path, index = (match["name"], match["index"]) if match and name not in group else (name, None)
-                item = group.get(path) if ".." not in path.split("/") and self._is_inside(group, path) else None
-                ok = isinstance(item, self._dataset) and item.ndim == (1 if index is None else 2)
-                if not ok or (index is not None and not (index.isdecimal() and int(index) < item.shape[1])):
+                path, index = (match["name"], match["index"]) if match else (name, None)
+                if path not in shapes:
+                    shapes[path] = self._shape(group, path)
+                shape = shapes[path]
+                fits = shape is not None and len(shape) == (1 if index is None else 2)
+                if not fits or (index is not None and not (index.isdecimal() and int(index) < shape[1])):  # type: ignore[index]
                     raise missing(self.where(recording), name, wanted[name], list(self.columns(recording)))
                 picks.setdefault(path, {})[name] = None if index is None else int(index)
             columns: dict[str, Array] = {}
             for path, chosen in picks.items():
                 columns |= self._pick(group[path], chosen, wanted, recording)
         return {name: columns[name] for name in wanted}
+
+    def _shape(self, group: Any, path: str) -> tuple[int, ...] | None:
+        """Return the shape of an array of the file, or None where there is none of that name."""
+        if ".." in path.split("/") or not self._is_inside(group, path):
+            return None
+        item = group[path]
+        return item.shape if isinstance(item, self._dataset) else None
 
     def _is_inside(self, group: Any, path: str) -> bool:
         parts = path.strip("/").split("/")
@@ -109,6 +119,10 @@ class Hdf5Source(Source):
             raise LogError(
                 f"{self.where(recording)}: {item.name} was never written: its {rows} rows are not in the file"
             )
+        if item.ndim == 1 or wants_whole(len(chosen), item.shape[1]):
+            (first, *_) = chosen
+            whole = as_numbers(self.where(recording), first, wanted[first], item[()])
+            return {name: whole if index is None else whole[:, index] for name, index in chosen.items()}
         parts: dict[str, list[Array]] = {name: [] for name in chosen}
         at_once = max(1, BLOCK // max(size, 1))
         if item.chunks:  # a chunk is decompressed whole, so that none is twice
@@ -116,8 +130,7 @@ class Hdf5Source(Source):
         for start in range(0, rows, at_once):
             block = item[start : start + at_once]
             for name, index in chosen.items():
-                values = block if index is None else block[:, index]
-                parts[name].append(as_numbers(self.where(recording), name, wanted[name], values))
+                parts[name].append(as_numbers(self.where(recording), name, wanted[name], block[:, index].copy()))
         return {name: np.concatenate(some) if some else np.empty(0) for name, some in parts.items()}
 
     def facts(self, recording: str = "") -> Facts:

@@ -6,6 +6,7 @@ import json
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,11 +14,13 @@ import numpy as np
 
 from sim2real.episodes import Array
 from sim2real.errors import LogError
-from sim2real.logs.sources.base import Info, Kind, Source, check_text, missing
+from sim2real.logs.sources.base import INDEXED, Info, Kind, Source, check_text, missing
 
 LONGEST = 1 << 28  # characters of one value, which is decoded at once
 PEEK = 100  # records whose fields are listed
 _AFTER = tuple(",]}: \t\n\r")
+_BETWEEN = re.compile(r"\}\s*,\s*\{")
+BACK = 1 << 16  # characters at the end of a block in which the last record but one is looked for
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -30,6 +33,10 @@ class JsonSource(Source):
     """
 
     def columns(self, recording: str = "") -> dict[str, Info]:
+        return self._look(None)
+
+    def _look(self, before: str | None) -> dict[str, Info]:
+        """Return the columns; only until those have been seen that begin so, where that is given."""
         found: dict[str, Info] = {}
         counts: dict[str, int] = {}
         for table, part in self._parts():
@@ -37,27 +44,38 @@ class JsonSource(Source):
                 for name, kind in _fields("", part[0]) if part else ():
                     joint = "." if name and name[0] != "[" else ""
                     found[f"{table}{joint}{name}"] = Info(rows=len(part), kind=kind)
+                done = before is not None and before.startswith(table)
             elif (seen := counts.get(table, 0)) < PEEK:
                 prefix = f"{table}." if table else ""
                 for name, kind in _fields("", part):
                     found.setdefault(prefix + name, Info(table, kind=kind))
                 counts[table] = seen + 1
+                done = False
+            else:
+                done = before is not None and before.startswith(table)
+            if done:
+                break
         return found
 
+    def matching(self, before: str, after: str, recording: str = "") -> dict[str, Info]:
+        return {n: i for n, i in self._look(before).items() if n.startswith(before) and n.endswith(after)}
+
     def read(self, wanted: Mapping[str, str], recording: str = "") -> dict[str, Array]:
-        fields = {name: _Field(self.path, name, what) for name, what in wanted.items()}
-        of: dict[str, list[_Field]] = {}
+        fields = _in_vectors(self.path, wanted)
+        of: dict[str, list[_Field | _Vector]] = {}
         for table, part in self._parts():
             if table not in of:
                 dot = "." if table and not isinstance(part, list) else ""
-                of[table] = [f for f in fields.values() if f.begin(table + dot)]
+                of[table] = [f for f in fields if f.begin(table + dot)]
             for field in of[table]:
                 for row in part if isinstance(part, list) else (part,):
                     field.take(row)
-        for name, field in fields.items():
-            if not field.found:
+        columns: dict[str, Array] = {}
+        for field in fields:
+            for name in field.lost():
                 raise missing(self.path, name, wanted[name], list(self.columns()))
-        return {name: field.values() for name, field in fields.items()}
+            columns |= field.columns()
+        return {name: columns[name] for name in wanted}
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
         """Yield each record with the key of its array, and each array of an object of arrays with its key."""
@@ -155,9 +173,23 @@ class _Stream:
             self._at += 1
             return
         while True:
+            yield from self._many()
             yield self._value()
             if self._expect(",]") == "]":
                 return
+
+    def _many(self) -> Iterator[Any]:
+        """Yield the records of the present block but the last, which may go on in the next one, decoded at once."""
+        ends = [match.start() for match in islice(_BETWEEN.finditer(self._text[-BACK:]), 1 << 20)]
+        end = len(self._text) - min(BACK, len(self._text)) + ends[-1] + 1 if ends else 0
+        if end > self._at:
+            try:
+                records = json.loads(f"[{self._text[self._at : end]}]")
+            except ValueError:
+                return  # between records that are inside of others, or in a text: they are decoded one by one
+            self._at = end
+            yield from records
+            self._expect(",")
 
     def _expect(self, which: str) -> str:
         found = self._peek()
@@ -242,6 +274,10 @@ class _Field:
             self._values.append(self._odd(record))
         self.rows += 1
 
+    def last(self) -> float:
+        """Return the value that was taken last."""
+        return self._values[-1]
+
     def _odd(self, record: Any) -> float:
         """Return NaN for a cell that is not there, or raise for one that holds no number."""
         self._get = _getter(record, self._inner or "")
@@ -263,8 +299,74 @@ class _Field:
             f"{self.rows} (the first is 0); name an element or a field of it"
         )
 
-    def values(self) -> Array:
-        return np.frombuffer(self._values, dtype=np.float64) if self._values else np.empty(0)
+    def lost(self) -> list[str]:
+        """Return the name of the field if no record has it."""
+        return [] if self.found else [self.name]
+
+    def columns(self) -> dict[str, Array]:
+        """Return name -> the values (rows,)."""
+        return {self.name: np.frombuffer(self._values, dtype=np.float64) if self._values else np.empty(0)}
+
+
+class _Vector:
+    """A list of numbers of which every element is wanted: taken whole as long as records have it whole."""
+
+    def __init__(self, path: Path, base: str, what: Mapping[str, str]) -> None:
+        self._base, self._width = base, len(what)
+        self._fields = [_Field(path, name, text) for name, text in what.items()]
+        self._flat = array("d")
+        self._get: Callable[[Any], Any] | None = None
+        self._inner: str | None = None
+
+    def begin(self, prefix: str) -> bool:
+        """Whether the list is one of the table whose names begin so, and of none before."""
+        if self._inner is None and self._base.startswith(prefix) and all([f.begin(prefix) for f in self._fields]):
+            self._inner = self._base[len(prefix) :].removeprefix(".")
+            return True
+        return False
+
+    def take(self, record: Any) -> None:
+        """Take the list of a record."""
+        if self._get is None:
+            self._get = _getter(record, self._inner or "")
+        before = len(self._flat)
+        try:
+            values = self._get(record)
+            if len(values) == self._width:
+                self._flat.extend(values)
+                return
+        except (KeyError, IndexError, TypeError, OverflowError):
+            self._get = None
+            del self._flat[before:]
+        row = before // self._width
+        for field in self._fields:  # one by one, to find what is wrong, or empty
+            field.rows = row
+            field.take(record)
+            self._flat.append(field.last())
+
+    def lost(self) -> list[str]:
+        """Return the names of the elements that no record has."""
+        return [f.name for f in self._fields if f.rows and not f.found] if not np.isfinite(self._flat).any() else []
+
+    def columns(self) -> dict[str, Array]:
+        """Return name -> the values (rows,), views of one matrix."""
+        whole = np.frombuffer(self._flat, dtype=np.float64) if self._flat else np.empty(0)
+        return {f.name: whole.reshape(-1, self._width)[:, k] for k, f in enumerate(self._fields)}
+
+
+def _in_vectors(path: Path, wanted: Mapping[str, str]) -> list[_Field | _Vector]:
+    """Return how the wanted fields are taken: `q[0]`, `q[1]` and so on to the last as one list, others one by one."""
+    bases: dict[str, list[str]] = {}
+    for name in wanted:
+        match = INDEXED.match(name)
+        bases.setdefault(match["name"] if match else name, []).append(name)
+    found: list[_Field | _Vector] = []
+    for base, names in bases.items():
+        if base and len(names) > 1 and names == [f"{base}[{k}]" for k in range(len(names))]:
+            found.append(_Vector(path, base, {name: wanted[name] for name in names}))
+        else:
+            found += [_Field(path, name, wanted[name]) for name in names]
+    return found
 
 
 def _getter(record: Any, name: str) -> Callable[[Any], Any]:
