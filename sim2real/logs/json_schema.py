@@ -20,17 +20,19 @@ def json_schema() -> dict[str, Any]:
             {k: v for k, v in joints.items() if k != "description"},
         ],
     }
-    texts: dict[str, str] = {}
-    for part in (*found.get("$defs", {}).values(), found):  # a clock's columns are described with those of a column
-        texts |= dict(
-            re.findall(r"^ {4}(\w+): ((?:.|\n(?! {4}\w+:))+)", _attributes(part.get("description", "")), re.M)
-        )
+    parts = [*found.get("$defs", {}).values(), found]
+    own = [_texts(part.get("description", "")) for part in parts]
+    known = {name: text for texts in own for name, text in texts.items()}  # a clock has what a column has
+    for part, texts in zip(parts, own, strict=True):
         for name, what in part.get("properties", {}).items():
-            if name in texts:
-                what["description"] = " ".join(texts[name].split())
+            if name in known:
+                what["description"] = texts.get(name, known[name])
         part["description"] = part.get("description", "").split("\n\nAttributes:")[0]
     return found
 
 
-def _attributes(docstring: str) -> str:
-    return docstring.partition("Attributes:\n")[2]
+def _texts(docstring: str) -> dict[str, str]:
+    """Return attribute -> what the docstring of its class says of it."""
+    attributes = docstring.partition("Attributes:\n")[2]
+    found: list[tuple[str, str]] = re.findall(r"^ {4}([\w, ]+): ((?:.|\n(?! {4}[\w, ]+:))+)", attributes, re.M)
+    return {name.strip(): " ".join(text.split()) for names, text in found for name in names.split(",")}
