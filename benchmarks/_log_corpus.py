@@ -1,7 +1,7 @@
 """The same recording in every format that is read, each written by the format's own library, and read by it again.
 
-A recording has a clock, `width` positions and `width` torques. `FORMATS` maps a format to a `Format`: how to write it, the
-schema that reads it, and the plain way to read the same columns with the format's library alone.
+A recording has a clock, `width` positions and `width` torques. `FORMATS` maps a format to a `Format`: how to write it,
+the schema that reads it, and the plain way to read the same columns with the format's library alone.
 """
 
 from __future__ import annotations

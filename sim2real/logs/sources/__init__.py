@@ -30,8 +30,8 @@ FORMATS: dict[str, str] = {
     ".ndjson": "json_file:JsonLinesSource",
     ".hdf5": "hdf5:Hdf5Source",
     ".h5": "hdf5:Hdf5Source",
-    ".bag": "bags:Ros1Source",
-    ".db3": "bags:Ros2Source",
+    ".bag": "bags:RosbagSource",
+    ".db3": "bags:RosbagSource",
     ".mcap": "bags:McapSource",
 }
 # file or folder inside a folder that makes it one data set -> module and class
@@ -39,7 +39,7 @@ FOLDERS: dict[str, str] = {
     "meta/info.json": "datasets:LerobotSource",
     "data/main_data.hdf5": "datasets:MinariSource",
     "data/metadata.json": "datasets:MinariSource",
-    "metadata.yaml": "bags:Ros2Source",
+    "metadata.yaml": "bags:open_ros2",
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
