@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sim2real.align import band_limited
 from sim2real.errors import LogError
 
 Array = NDArray[np.float64]
@@ -167,7 +168,7 @@ class Episode:
 
 
 def resample(episode: Episode, period: float) -> Episode:
-    """Return the episode on a uniform clock: states by linear interpolation, commands by zero-order hold.
+    """Return the episode on a uniform clock: states band-limited (`band_limited`), commands by zero-order hold.
 
     The command of a new step is the time average of the commands in force during it, so that impulses are kept; its
     reward is the sum of the rewards of the recorded steps whose command starts inside it.
@@ -183,9 +184,6 @@ def resample(episode: Episode, period: float) -> Episode:
     if steps < 1:
         raise LogError(f"{episode.name}: lasts {episode.duration:.3g} s, shorter than one step of {period:g} s")
     clock = episode.observed_at[0] + period * np.arange(steps + 1)
-
-    def interpolate(values: Array) -> Array:
-        return np.stack([np.interp(clock, episode.observed_at, column) for column in values.T], 1)
 
     def average(values: Array, stamps: Array) -> Array:
         # Differences of the impulse so far: exact wherever the stamps fall. There is none before the first stamp.
@@ -205,10 +203,14 @@ def resample(episode: Episode, period: float) -> Episode:
     return replace(
         episode,
         observed_at=clock,
-        observations=interpolate(episode.observations),
+        observations=band_limited(episode.observed_at, episode.observations, clock),
         commanded_at=clock[:-1],
         actions=average(episode.actions, stamps),
         measured_actions=measured,
-        exogenous=None if episode.exogenous is None else interpolate(episode.exogenous),
+        exogenous=None if episode.exogenous is None else band_limited(episode.observed_at, episode.exogenous, clock),
         rewards=rewards,
+        provenance={
+            **episode.provenance,
+            "resampling": {"period": period, "states": "band-limited", "commands": "mean of the commands in force"},
+        },
     )

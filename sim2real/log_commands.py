@@ -101,8 +101,9 @@ def _schema(options: argparse.Namespace, say: Say) -> int:
 
 
 def _convert(options: argparse.Namespace, say: Say) -> int:
+    from sim2real.logs.lerobot import write_lerobot
     from sim2real.logs.read import read_logs
-    from sim2real.logs.write import write_lerobot, write_parquet
+    from sim2real.logs.write import write_parquet
 
     episodes = read_logs(options.path, options.schema, options.names)
     if options.to == "parquet":

@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sim2real.align import band_limited, held
 from sim2real.episodes import Array, Channels, Episode
 from sim2real.errors import LogError, did_you_mean
-from sim2real.logs.align import band_limited, held
 from sim2real.logs.find import Opened, Place, Skipped, find_recordings, unpacked
 from sim2real.logs.load import Loaded, load, measured_beside, raw_recording
 from sim2real.logs.raw import RawRecording
 from sim2real.logs.rows import Rows, pair
 from sim2real.logs.schema import Clock, Column, LogSchema
+from sim2real.logs.write import read_episode
 
 OnError = Literal["raise", "skip"]
 
@@ -68,8 +69,6 @@ def read_logs(
         raise LogError(f"on_error must be 'raise' or 'skip', found {on_error!r}")
     logs, skipped = Logs(), [] if on_error == "skip" else None
     if schema is None:
-        from sim2real.logs.write import read_episode
-
         with unpacked(path) as places:
             for file in _our_files(places):
                 with _skipping(file.stem, skipped):
@@ -335,7 +334,7 @@ def _provenance(loaded: Loaded, schema: LogSchema, aligned: Sequence[str]) -> di
         for path in dict.fromkeys(loaded.table.paths.values())
         if path.is_file()
     ]
-    what: dict[str, Any] = {"files": files, "schema": schema.model_dump(mode="json", exclude_defaults=True)}
+    what: dict[str, Any] = {"files": files, "schema": schema.model_dump(mode="json", exclude_unset=True)}
     if loaded.facts.synthetic:
         what["synthetic_clock"] = loaded.facts.synthetic
     if aligned:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from sim2real.logs.sources.base import Info, Source, missing
 from sim2real.logs.sources.columnar import Damage
 from sim2real.logs.sources.messages import Taker, list_fields, stamp_of
 
+RECORD, MESSAGE, MESSAGE_CODE = Struct("<BQ"), Struct("<HIQQ"), 0x05  # of MCAP
+LARGEST_CHUNK = 1 << 32  # bytes
 CLOCKS = ("stamp", "received", "published")
 
 
@@ -68,7 +71,7 @@ class _BagSource(Source):
 
     @abstractmethod
     def _messages(self, topics: Sequence[str]) -> Iterator[tuple[str, int, int, bytes]]:
-        """Yield topic, time of recording [ns], time of publishing [ns] and the bytes of each message."""
+        """Yield topic, time of recording [ns], time of publishing [ns] and bytes of each message, in any order."""
 
     def table_of(self, name: str) -> str:
         return name.partition(":")[0]
@@ -121,12 +124,13 @@ class _BagSource(Source):
         self._check(wanted, fields)
         takers = {t: Taker(f"{self.path}: {t}", some) for t, some in fields.items()}
         plans = {
-            t: (self.topics[t].decode, takers.get(t), {k: v for k, v in clocks.get(t, {}).items()})
+            t: (self.topics[t].decode, takers.get(t), clocks.get(t, {}), array("q"))
             for t in fields.keys() | clocks.keys()
         }
         with self._clear():
             for topic, received, published, raw in self._messages(list(plans)):
-                decode, taker, stamps = plans[topic]
+                decode, taker, stamps, order = plans[topic]
+                order.append(received)
                 message = decode(raw) if taker is not None or "stamp" in stamps else None
                 if taker is not None:
                     taker.take(message)
@@ -138,6 +142,11 @@ class _BagSource(Source):
         for topic, some in clocks.items():
             # whole nanoseconds become the nearest float64
             columns |= {f"{topic}:{k}": np.frombuffer(v, np.int64) / 1e9 if v else np.empty(0) for k, v in some.items()}
+        for topic, (*_, order) in plans.items():  # rows are in the order of recording, whatever that of the file
+            times = np.frombuffer(order, np.int64) if order else np.empty(0)
+            if (times[1:] < times[:-1]).any():
+                sorting = np.argsort(times, kind="stable")
+                columns |= {n: v[sorting] for n, v in columns.items() if self.table_of(n) == topic}
         return {name: columns[name] for name in wanted}
 
     def _check(self, wanted: Mapping[str, str], fields: Mapping[str, Mapping[str, str]]) -> None:
@@ -206,16 +215,15 @@ class McapSource(_BagSource):
     def _open(self) -> dict[str, Topic]:
         reader, typesys = require("mcap.reader", "logs"), require("rosbags.typesys", "logs")
         self._typesys = typesys
-        self._readers = []
+        self._files: list[tuple[Any, Any, Any]] = []
         found: dict[str, Topic] = {}
-        self._channels: dict[str, tuple[str, str, str]] = {}
         for file in bag_files(self.path) if self.path.is_dir() else [self.path]:
             stream = self._stack.enter_context(file.open("rb"))
             opened = reader.make_reader(stream, validate_crcs=True)
             summary = opened.get_summary()
             if summary is None or summary.statistics is None:
                 raise LogError(f"{file}: has no summary: it was not finished; repair it with `mcap recover`")
-            self._readers.append(opened)
+            self._files.append((stream, opened, summary))
             for identity, channel in summary.channels.items():
                 schema = summary.schemas.get(channel.schema_id)
                 count = summary.statistics.channel_message_counts.get(identity, 0)
@@ -244,9 +252,42 @@ class McapSource(_BagSource):
         )
 
     def _messages(self, topics: Sequence[str]) -> Iterator[tuple[str, int, int, bytes]]:
-        for reader in self._readers:
-            for _, channel, message in reader.iter_messages(topics=list(topics)):
-                yield channel.topic, message.log_time, message.publish_time, message.data
+        for stream, reader, summary in self._files:
+            names = {i: c.topic for i, c in summary.channels.items() if c.topic in topics}
+            if summary.chunk_indexes:
+                for index in summary.chunk_indexes:
+                    if names.keys() & index.message_index_offsets.keys() or not index.message_index_offsets:
+                        stream.seek(index.chunk_start_offset + 9)
+                        for channel, received, published, raw in self._records(stream):
+                            if channel in names:
+                                yield names[channel], received, published, raw
+            else:
+                for _, channel, message in reader.iter_messages(topics=list(topics), log_time_order=False):
+                    yield channel.topic, message.log_time, message.publish_time, message.data
+
+    def _records(self, stream: Any) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield channel, the two times and the bytes of each message of a chunk, whose checksum has been looked at.
+
+        The library takes a chunk apart field by field; a message is a header of 22 bytes and its content
+        (https://mcap.dev/spec#message-op0x05).
+        """
+        data_stream, parts = require("mcap.data_stream", "logs"), require("mcap.stream_reader", "logs")
+        chunk = require("mcap.records", "logs").Chunk.read(data_stream.ReadDataStream(stream))
+        if chunk.uncompressed_size > LARGEST_CHUNK:
+            raise LogError(f"{self.path}: a chunk says that it holds {chunk.uncompressed_size:,} bytes; it is damaged")
+        inside, size = parts.get_chunk_data_stream(chunk, validate_crc=True)
+        data, at = inside.read(size), 0
+        while at + RECORD.size <= size:
+            code, length = RECORD.unpack_from(data, at)
+            at += RECORD.size
+            if at + length > size:
+                break
+            if code == MESSAGE_CODE:
+                channel, _, received, published = MESSAGE.unpack_from(data, at)
+                yield channel, received, published, data[at + MESSAGE.size : at + length]
+            at += length
+        if at != size:
+            raise LogError(f"{self.path}: a chunk ends within a record; record it again, or run `mcap recover`")
 
 
 def open_ros2(path: Path, messages: Sequence[Path] = ()) -> _BagSource:

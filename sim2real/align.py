@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sim2real.episodes import Array
 from sim2real.errors import LogError
+
+Array = NDArray[np.float64]
 
 LOBES = 3  # of the windowed sinc on either side
 
@@ -46,10 +48,16 @@ def band_limited(t: Array, values: Array, at: Array) -> Array:
             weight = np.where((near < len(t)) & (abs(x) < LOBES), np.sinc(x) * np.sinc(x / LOBES), 0.0) * share[k]
             total = weight.sum(1, keepdims=True)
             thin = abs(total[:, 0]) < 0.2 * period  # a gap, in which the kernel has next to nothing to weigh
-            block = np.einsum("rk,rkc->rc", weight / np.where(total == 0, 1.0, total), columns[k])
+            weight = weight / np.where(total == 0, 1.0, total)
+            block = np.einsum("rk,rkc->rc", weight, columns[k])
+            # the mean is for the mean time of its samples, which is another one at the ends and where steps are uneven
+            there = at[a : a + rows_at_once]
+            off = there - (weight * t[k]).sum(1)
+            before, after = np.maximum(there - period, t[0]), np.minimum(there + period, t[-1])
+            rise = np.stack([np.interp(after, t, c) - np.interp(before, t, c) for c in columns.T], 1)
+            block += rise * (off / np.maximum(after - before, 1e-12))[:, None]
             if thin.any():
-                there = at[a : a + rows_at_once][thin]
-                block[thin] = np.stack([np.interp(there, t, column) for column in columns.T], 1)
+                block[thin] = np.stack([np.interp(there[thin], t, column) for column in columns.T], 1)
             out[a : a + rows_at_once] = block
     return out[:, 0] if values.ndim == 1 else out
 
