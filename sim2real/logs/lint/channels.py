@@ -8,7 +8,7 @@ import numpy as np
 
 from sim2real.episodes import Array
 from sim2real.logs.lint.findings import Finding
-from sim2real.logs.lint.view import View
+from sim2real.logs.lint.view import POSITIONS, View
 from sim2real.logs.raw import RawChannel
 
 LONG_STUCK = 0.5  # s that a channel must stand still for, while its joint moves
@@ -41,16 +41,17 @@ def resolution(x: Array) -> float:
 
 
 def _repeated(view: View) -> Iterator[Finding]:
-    """Whole rows that are there twice, in motion that is faster than the resolution."""
+    """Whole rows that are there twice, where positions go faster than their resolution before and after."""
     channels = [c for c in view.recording.group("observations") if c.clock == view.recording.channels[0].clock]
     x = np.stack([c.values for c in channels], 1)
     if not np.isfinite(x).all() or len(x) < 10:
         return
-    change = np.diff(x, axis=0)
+    change = abs(np.diff(x, axis=0))
     same = (change == 0).all(1)
-    steps = np.array([resolution(column) for column in x.T])
-    before, after = np.roll(abs(change), 1, 0), np.roll(abs(change), -1, 0)
-    fast = ((before > 3 * steps) & (after > 3 * steps) & (steps > 0)).any(1)
+    moving = [k for k, c in enumerate(channels) if c.unit in POSITIONS] or list(range(len(channels)))
+    steps = np.array([resolution(x[:, k]) for k in moving])
+    before, after = (np.roll(change[:, moving], by, 0) for by in (1, -1))
+    fast = ((before > 2.5 * steps) & (after > 2.5 * steps) & (steps > 0)).any(1)
     fast[[0, -1]] = False
     rows = np.flatnonzero(same & fast)
     if len(rows) >= 3 and len(rows) > 0.002 * len(x):
@@ -77,6 +78,9 @@ def _stuck(view: View) -> Iterator[Finding]:
         if not (np.isfinite(q).all() and np.isfinite(v).all()):
             continue
         travelled = np.concatenate([[0.0], np.cumsum(0.5 * (v[1:] + v[:-1]) * np.diff(t))])
+        width = max(1, round(0.05 / view.dt))
+        calm = np.convolve(v, np.full(width, 1 / width), "same")  # without most of its noise
+        usual = float(np.sqrt((calm**2).mean()))
         for channel, x, moves in ((joint.position, q, travelled), (joint.velocity, v, q)):
             scale = float(np.quantile(moves, 0.95) - np.quantile(moves, 0.05))
             fine = max(resolution(moves), 1e-9)
@@ -88,8 +92,8 @@ def _stuck(view: View) -> Iterator[Finding]:
                 if channel is joint.velocity:  # a constant speed is not stuck
                     line = part[0] + x[a] * (t[a : b + 1] - t[a])
                     span = min(span, float(abs(part - line).max()))
-                elif abs(v[a : b + 1]).mean() < 4 * resolution(v) or abs(v[a : b + 1].mean()) < v[a : b + 1].std() / 4:
-                    continue  # the velocity of a joint at rest is off by a step, or noise
+                elif np.sqrt((calm[a : b + 1] ** 2).mean()) < max(0.2 * usual, 3 * resolution(v)):
+                    continue  # the velocity of a joint at rest: noise, or off by a step
                 if span > max(0.15 * scale, 20 * fine):
                     what = (
                         f"stands still at {x[a]:.4g} {channel.unit} for {t[b] - t[a]:.2f} s, while the joint moves by "
@@ -118,7 +122,8 @@ def _saturated(view: View, channel: RawChannel) -> Iterator[Finding]:
         sharp = [(a, b) for a, b in flats if min(abs(x[a] - x[a - 1]), abs(x[b] - x[b - 1])) > 3 * step]
         rows = sum(b - a for a, b in sharp)
         if len(sharp) >= FEW_FLATS or (len(sharp) >= 2 and rows > 0.03 * len(x)):
-            what = f"is cut off at {limit:.4g} {channel.unit} {len(sharp)} times, in {100 * rows / len(x):.1f} % of the rows"
+            share = f"in {100 * rows / len(x):.1f} % of the rows"
+            what = f"is cut off at {limit:.4g} {channel.unit} {len(sharp)} times, {share}"
             values = {"limit": float(limit), "share": rows / len(x)}
             where = f"{name} limit, first at row {sharp[0][0]}"
             curves = {f"{channel.name} [{channel.unit}] over time [s]": (channel.t - channel.t[0], channel.values)}

@@ -32,14 +32,25 @@ class Lag:
     explained: float
 
 
-def regress_over_lags(y: Array, x: Array, dt: float, first: int, last: int, noise: float = 0.0, seed: int = 0) -> Lag:
-    """Return the lag at which `y(t) = gain @ x(t - lag)` holds best.
+def regress_over_lags(
+    y: Array,
+    x: Array,
+    dt: float,
+    first: int,
+    last: int,
+    *,
+    beside: Array | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Lag:
+    """Return the lag at which `y(t) = gain @ x(t - lag)` holds best, beside what `beside(t)` explains.
 
     Args:
         y: (N,) of mean zero.
         x: (N, C) of mean zero.
         dt: between samples [s].
         first, last: the lags to try, in samples; negative ones ask whether y comes first.
+        beside: (N, P) what else explains y at the same instant; it is taken out of y and of x at every lag.
         noise: variance of the noise in x, which would make the gain seem smaller.
         seed: of the bootstrap.
     """
@@ -48,11 +59,13 @@ def regress_over_lags(y: Array, x: Array, dt: float, first: int, last: int, nois
     n = inner.stop - inner.start
     blocks = max(4, min(40, int(n * dt)))  # of a second, roughly
     edges = np.linspace(0, n, blocks + 1).astype(int)
-    target = y[inner]
+    basis = np.empty((n, 0)) if beside is None else np.linalg.qr(beside[inner])[0]
+    target = y[inner] - basis @ (basis.T @ y[inner])
     c = x.shape[1]
     xx, xy = np.empty((len(lags), blocks, c, c)), np.empty((len(lags), blocks, c))
     for k, lag in enumerate(lags):
         moved = x[inner.start - lag : inner.stop - lag]
+        moved = moved - basis @ (basis.T @ moved)
         for b in range(blocks):
             part = moved[edges[b] : edges[b + 1]]
             xx[k, b] = part.T @ part - noise * len(part) * np.eye(c)

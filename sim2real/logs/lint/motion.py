@@ -14,7 +14,7 @@ from sim2real.logs.lint.view import Joint, View
 
 UNITS = {57.29578: "degrees", 9.549297: "rpm", 0.1591549: "revolutions", 1000.0: "millimetres"}
 LONGEST_LAG = 0.06  # s
-WIDE = 30.0  # rad: no joint but a wheel turns so far, and back
+WIDE = 100.0  # rad: no joint but a wheel turns so far, and back
 LATE = 0.004  # s: what a sampled derivative may be late by
 NARROW = 20.0  # steps of the encoder
 
@@ -62,7 +62,7 @@ def _velocity(view: View, joint: Joint) -> Iterator[Finding]:
     most = max(4, round(LONGEST_LAG / view.dt))
     if len(x) < 4 * most:
         return
-    found = regress_over_lags(y, x[:, None], view.dt, -2, most, noise)
+    found = regress_over_lags(y, x[:, None], view.dt, -2, most, noise=noise)
     gain, explained = float(found.gain[0]), found.explained
     values = {"gain": gain, "explained": explained, "lag": found.lag, "low": found.low, "high": found.high}
     shown = min(len(x), round(4.0 / view.dt))

@@ -16,8 +16,8 @@ POSITIONS, VELOCITIES = ("rad", "m"), ("rad/s", "m/s")
 EFFORTS = ("N·m", "N", "V", "A", "1")
 SPAN = 0.03  # of the polynomials that give derivatives [s]
 _KINDS = re.compile(
-    r"(?i)(?<![a-z])(joint|motor|pos(ition)?|angle|vel(ocity)?|speed|rate|torque|tau|effort|force|current|volts?|voltage|"
-    r"cmd|command(ed)?|target|goal|des(ired)?|action|state|obs|meas(ured)?|q|dq|qd|u)(?![a-z])"
+    r"(?i)(?<![a-z])(joint|motor|pos(ition)?|angle|vel(ocity)?|speed|rate|torque|tau|effort|force|current|volts?|"
+    r"voltage|cmd|command(ed)?|target|goal|des(ired)?|action|state|obs|meas(ured)?|q|dq|qd|u)(?![a-z])"
 )
 
 
@@ -59,14 +59,19 @@ class View:
         return self.t[0] + self.dt * np.arange(min(int((self.t[-1] - self.t[0]) / self.dt + 1e-6) + 1, 60_000))
 
     def on_grid(self, channel: RawChannel, hold: bool = False) -> Array:
-        """Return a channel on the even clock (M,): by lines, or held as commands are."""
+        """Return a channel on the even clock (M,): by lines, or of held commands the mean about each instant."""
         n = min(len(channel.t), len(channel.values))
         ok = np.isfinite(channel.values[:n]) & np.isfinite(channel.t[:n])
         t, x = channel.t[:n][ok], channel.values[:n][ok]
         if len(t) < 2:
             return np.zeros(len(self.grid))
-        if hold:
-            return x[np.clip(np.searchsorted(t, self.grid + 1e-9, side="right") - 1, 0, len(x) - 1)]
+        if hold:  # the mean over the step about each instant, so that no stamp is rounded to the grid
+            knots = np.append(t, t[-1] + self.dt)
+            impulse = np.concatenate([[0.0], np.cumsum(x * np.diff(knots))])
+            ends = np.interp(
+                np.append(self.grid - self.dt / 2, self.grid[-1] + self.dt / 2) - t[0], knots - t[0], impulse
+            )
+            return np.diff(ends) / self.dt
         return np.interp(self.grid, t, x)
 
     def smooth(self, x: Array, order: int, half: int | None = None) -> Array:
@@ -85,7 +90,7 @@ class View:
 
     @cached_property
     def joints(self) -> list[Joint]:
-        """The joints: positions, with the velocities and actions that go by the same name, or stand in the same place."""
+        """The joints: positions, and the velocities and actions of the same name, or in the same place."""
         observations = self.recording.group("observations")
         positions = [c for c in observations if c.unit in POSITIONS]
         velocities = [c for c in observations if c.unit in VELOCITIES]
