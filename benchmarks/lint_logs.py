@@ -2,9 +2,9 @@
 
     python benchmarks/lint_logs.py [--quick] [--json FILE]
 
-An alarm is a finding of severity warning or error. Faults are planted one at a time into clean logs in which they can be
-seen at all: the order of joints takes two of them, and an action that is one row late can be told from a delay only where
-the delay is shorter than a row.
+An alarm is a finding of severity warning or error. Faults are planted one at a time into clean logs in which they can
+be seen at all: the order of joints takes two of them, and an action that is one row late can be told from a delay only
+where the delay is shorter than a row.
 """
 
 from __future__ import annotations

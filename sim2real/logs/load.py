@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from sim2real.errors import LogError
 from sim2real.logs.find import Opened, Place
 from sim2real.logs.raw import Group, RawChannel, RawRecording
@@ -26,6 +28,7 @@ class Loaded:
         table: the columns.
         own_clocks: name of a column -> its clock, for those that are stamped by none of the two of the schema.
         tables: name of a column -> the file and the table in it.
+        receipts: name of a clock's column -> the column that says when its rows were received, where there is one.
         facts: what the format says beside.
     """
 
@@ -34,6 +37,7 @@ class Loaded:
     table: Table
     own_clocks: Mapping[str, Clock]
     tables: Mapping[str, tuple[str, str]]
+    receipts: Mapping[str, str]
     facts: Facts
 
     def clock_of(self, column: Column) -> Clock | None:
@@ -60,6 +64,13 @@ def load(name: str, place: Place, schema: LogSchema, opened: Opened) -> Loaded:
         if column.column:
             key, header = schema.source(column)
             wanted.setdefault(key, {}).setdefault(header, role)
+    receipts = {}
+    for clock in (layout.time, layout.command_time, *layout.clocks.values(), *own_clocks.values()):
+        if clock is not None and clock.column:
+            key, header = schema.source(clock)
+            if receipt := sources[key].receipt_of(header):
+                wanted[key].setdefault(receipt, "time of receipt")
+                receipts[clock.column] = clock.column.removesuffix(header) + receipt
     _check_units(layout, schema, sources, place.inner)
     columns = {key: sources[key].read(some, place.inner) for key, some in wanted.items()}
     for key, some in columns.items():
@@ -75,7 +86,7 @@ def load(name: str, place: Place, schema: LogSchema, opened: Opened) -> Loaded:
             key, header = schema.source(column)
             tables[column.column] = (key, sources[key].table_of(header))
     facts = next(iter(sources.values())).facts(place.inner)
-    return Loaded(name, layout, Table(place.paths, schema, columns), own_clocks, tables, facts)
+    return Loaded(name, layout, Table(place.paths, schema, columns), own_clocks, tables, receipts, facts)
 
 
 def _check_units(layout: Layout, schema: LogSchema, sources: Mapping[str, Source], inner: str) -> None:
@@ -206,9 +217,13 @@ def raw_recording(loaded: Loaded) -> RawRecording:
             label = "time" if clock == layout.time else clock.column or "command_time"
             channels.append(RawChannel(group, name, column.si, stamps[:n], values[:n], table.where(column), label))
     made = "the schema gives its rows a rate or period" if not layout.time.column else ""
-    return RawRecording(
-        loaded.name, tuple(channels), layout.action_source, loaded.facts.synthetic or made, layout.excluded
+    seconds = layout.time.model_copy(update={"unit": "s", "scale": 1.0, "offset": 0.0})
+    stamps = tuple(
+        (clock, np.stack([table.raw(seconds.model_copy(update={"column": c})) for c in (clock, receipt)], 1))
+        for clock, receipt in loaded.receipts.items()
     )
+    synthetic = loaded.facts.synthetic or made
+    return RawRecording(loaded.name, tuple(channels), layout.action_source, synthetic, layout.excluded, stamps)
 
 
 def measured_beside(loaded: Loaded, own_clock: Clock | None) -> list[Column]:

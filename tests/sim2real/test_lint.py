@@ -25,7 +25,7 @@ spec.loader.exec_module(lint_logs)
 
 @pytest.fixture(scope="module")
 def logs():
-    return lint_logs.make_logs(24, seed=77)
+    return lint_logs.make_logs(30, seed=77)
 
 
 @pytest.fixture(scope="module")

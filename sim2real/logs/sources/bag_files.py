@@ -24,14 +24,25 @@ class Bounded(io.BufferedReader):
         return super().read(size)
 
 
-def check_closed(file: Path) -> None:
-    """Raise a LogError where SQLite has left what it had not yet put into the file."""
+def check_sqlite(file: Path) -> None:
+    """Raise a LogError where a file of SQLite is cut off, or was never closed; SQLite passes over both."""
     for ending in ("-wal", "-journal"):
         beside = file.with_name(file.name + ending)
         if beside.exists() and beside.stat().st_size:
             raise LogError(
                 f"{file}: was not closed: part of it is still in {beside.name}; run `sqlite3 {file.name} 'PRAGMA "
                 "wal_checkpoint(TRUNCATE)'` on a copy"
+            )
+    with file.open("rb") as stream:
+        head = stream.read(100)
+    # https://www.sqlite.org/fileformat.html#the_database_header: the size counts where both versions are the same
+    if head[:16] == b"SQLite format 3\0" and len(head) == 100 and head[24:28] == head[92:96]:
+        page, pages = int.from_bytes(head[16:18]), int.from_bytes(head[28:32])
+        size = pages * (65_536 if page == 1 else page)
+        if file.stat().st_size < size:
+            raise LogError(
+                f"{file}: is cut off: it has {file.stat().st_size:,} of its {size:,} bytes; copy it anew, or run "
+                "`sqlite3` with `.recover` on it"
             )
 
 

@@ -10,7 +10,7 @@ from struct import Struct
 from typing import Any
 
 from sim2real.errors import LogError, require
-from sim2real.logs.sources.bag_files import Bounded, bag_files, check_closed, metadata
+from sim2real.logs.sources.bag_files import Bounded, bag_files, check_sqlite, metadata
 from sim2real.logs.sources.mcap_file import McapSource
 from sim2real.logs.sources.ros_types import types_in
 from sim2real.logs.sources.topics import BagSource, Decoder, Message, Topic, codec_of
@@ -36,7 +36,8 @@ class RosbagSource(BagSource):
             self._reader = require("rosbags.rosbag1", "logs").Reader(_Opened(self.path))
         else:
             for file in bag_files(self.path) if self.path.is_dir() else [self.path]:
-                check_closed(file)
+                if file.suffix == ".db3":
+                    check_sqlite(file)
             self._reader = require("rosbags.rosbag2", "logs").Reader(self.path)
         try:
             self._stack.enter_context(self._reader)

@@ -102,6 +102,10 @@ class Source(ABC):
         """Return the column of a table that is its clock, of the kind of the clock `like`; None where there is none."""
         return None
 
+    def receipt_of(self, clock: str) -> str | None:
+        """Return the column that says when the rows of a clock's table were received, where the log has that too."""
+        return None
+
     def facts(self, recording: str = "") -> Facts:
         """Return what the format says beside the columns."""
         return Facts()

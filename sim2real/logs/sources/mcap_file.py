@@ -134,6 +134,9 @@ class McapFile:
                 raise LogError(f"{self.path}: the record at byte {start} says it has {length:,} bytes; {REPAIR}")
             if code in (DATA_END, END):
                 expected = int.from_bytes(self._stream.read(4), "little") if code == DATA_END else 0
+                behind = self._stream.size - len(MAGIC) - (FOOTER.size if code == DATA_END else 0)
+                if at not in (behind, self._summary_start):
+                    raise LogError(f"{self.path}: its data ends too early, at byte {start}; {REPAIR}")
                 if whole and expected and crc != expected:
                     raise LogError(f"{self.path}: the checksum of its data does not fit; it is damaged; {REPAIR}")
                 return

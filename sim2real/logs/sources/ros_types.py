@@ -76,17 +76,19 @@ class Codec:
     Args:
         kind: full name of the type.
         encoding: `cdr` or `ros1`.
-        types: what the log, and `.msg` files, define; standard messages need no definition.
-        digest: what the log says the definition's hash is, or "".
+        types: what `.msg` files define.
+        text: the definition in the log, which comes first, or ""; standard messages need none.
+        form: of the definition, `msg` or `idl`.
+        digest: hash of the definition by the log, or "".
 
     Raises:
         LogError: a type is not defined.
         Exception: of rosbags, for a definition that makes no sense.
     """
 
-    def __init__(self, kind: str, encoding: str, types: Types, digest: str = "") -> None:
+    def __init__(self, kind: str, encoding: str, types: Types, text: str, form: str, digest: str) -> None:
         typesys = require("rosbags.typesys", "logs")
-        needed = _closure(kind, types, encoding)
+        needed = _closure(kind, {**types, **(parse_types(text, form, kind) if text else {})}, encoding)
         self._store = typesys.get_typestore(typesys.Stores.EMPTY)
         self._store.register(needed)
         if digest and digest != "*":
@@ -119,6 +121,12 @@ class Codec:
             return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
         return read
+
+
+@functools.lru_cache(maxsize=256)
+def known(kind: str, encoding: str, text: str, form: str, digest: str) -> Codec:
+    """Return the codec of a type that needs no `.msg` files; the bags of a folder share it."""
+    return Codec(kind, encoding, {}, text, form, digest)
 
 
 def _standard(encoding: str) -> Types:

@@ -17,7 +17,7 @@ from sim2real.errors import LogError, did_you_mean
 from sim2real.logs.sources.base import Info, Source, missing
 from sim2real.logs.sources.columnar import Damage
 from sim2real.logs.sources.messages import Element, Field, Path, Taker, list_fields, parse, stamp_of
-from sim2real.logs.sources.ros_types import Codec, Types, parse_types
+from sim2real.logs.sources.ros_types import Codec, Types, known
 
 Message = tuple[str, int, int, bytes]  # topic, time of recording and of publishing [ns], content
 SECOND = 1_000_000_000  # [ns]; one int divided by another is rounded once
@@ -116,6 +116,10 @@ class BagSource(Source):
         if table not in self.topics or field not in (*self.clocks, "stamp"):
             return None
         return f"{table}:{field}" if f"{table}:{field}" in self._columns_of(table) else f"{table}:received"
+
+    def receipt_of(self, clock: str) -> str | None:
+        topic, field = self.split(clock)[:2]
+        return f"{topic}:received" if field == "stamp" else None
 
     def columns(self, recording: str = "") -> dict[str, Info]:
         found: dict[str, Info] = {}
@@ -243,7 +247,7 @@ def codec_of(
         LogError: there is no definition, or it cannot be read.
     """
     try:
-        codec = Codec(kind, encoding, {**types, **(parse_types(text, form, kind) if text else {})}, digest)
+        codec = Codec(kind, encoding, types, text, form, digest) if types else known(kind, encoding, text, form, digest)
         return Decoder(codec.decode, codec.stamp_reader())
     except LogError as error:
         raise LogError(f"{path}: messages of {topic!r}: {error}") from error
