@@ -81,7 +81,7 @@ CODES: Mapping[str, Rule] = {
         "use it as the prior of execution.latency",
     ),
     "LOG013": Rule(
-        "no commands, only what was measured",
+        "commands cannot be told from measurements",
         "learning the execution gap: latency, dead zone and torque limits lie between a command and what was measured",
         "record what was asked of the drive, too",
     ),

@@ -68,7 +68,8 @@ def _velocity(view: View, joint: Joint) -> Iterator[Finding]:
     shown = min(len(x), round(4.0 / view.dt))
     part = slice(int(np.argmax(np.convolve(abs(x), np.ones(shown), "valid"))), None)
     times = (view.grid[inner] - view.grid[0])[part][:shown]
-    curves = {"logged": (times, speed[part][:shown]), "derivative of the position": (times, derivative[part][:shown])}
+    unit = joint.velocity.unit
+    curves = {f"logged [{unit}]": (times, speed[part][:shown]), f"derivative of the position [{unit}]": (times, derivative[part][:shown])}
     if explained < 0.5:
         return
     if gain < 0:
@@ -77,9 +78,9 @@ def _velocity(view: View, joint: Joint) -> Iterator[Finding]:
         gain = -gain
     units = {f: u for factor, u in UNITS.items() for f in (factor, 1 / factor) if abs(gain / f - 1) < 0.12}
     if units and abs(gain - 1) > 0.2:
-        factor, unit = next(iter(units.items()))
+        factor, wrong = next(iter(units.items()))
         which = "the velocity" if factor > 1 else "the position"
-        what = f"is {gain:.3g} times the derivative of the position: {which} seems to be in {unit}"
+        what = f"is {gain:.3g} times the derivative of the position: {which} seems to be in {wrong}"
         yield Finding("LOG007", "error", name, roles, what, values=values, curves=curves)
     elif abs(gain - 1) > 0.15 and explained > 0.7:
         what = f"is {gain:.2f} times the derivative of the position"
