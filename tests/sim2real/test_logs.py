@@ -340,7 +340,7 @@ def test_the_documentation_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "logs.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["python", "yaml"]
+    assert [kind for kind, _ in blocks] == ["python", "yaml", "sh"]
     exec(compile(blocks[0][1], "logs.md", "exec"), {})
     assert capsys.readouterr().out == re.findall(r"# (swing .*)\n", blocks[0][1])[0] + "\n"
     assert LogSchema.load(yaml.safe_load(blocks[1][1])).layout("energy_shaping_swing").stop == 4.3
