@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from sim2real.align import band_limited, held, relate_clocks
 from sim2real.errors import LogError
 from sim2real.logs import read_logs
-from sim2real.align import band_limited, held, relate_clocks
 
 
 def irregular(period, duration, jitter=0.3, seed=0):

@@ -69,7 +69,10 @@ def _velocity(view: View, joint: Joint) -> Iterator[Finding]:
     part = slice(int(np.argmax(np.convolve(abs(x), np.ones(shown), "valid"))), None)
     times = (view.grid[inner] - view.grid[0])[part][:shown]
     unit = joint.velocity.unit
-    curves = {f"logged [{unit}]": (times, speed[part][:shown]), f"derivative of the position [{unit}]": (times, derivative[part][:shown])}
+    curves = {
+        f"logged [{unit}]": (times, speed[part][:shown]),
+        f"derivative of the position [{unit}]": (times, derivative[part][:shown]),
+    }
     if explained < 0.5:
         return
     if gain < 0:
