@@ -15,24 +15,28 @@ def main() -> None:
     """Run the example."""
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder, "logs")
-        names = ["position", "angle", "velocity", "angular_velocity"]
-        units = {"position": "m", "angle": "rad", "velocity": "m/s", "angular_velocity": "rad/s"}
-        env = RecordEpisodes(gym.make("InvertedPendulum-v5"), logs, names, units, ["force"])
+        names = ["tip", "first", "second", "vx", "vy", "tip_speed", "first_speed", "second_speed"]
+        units = {"tip": "rad", "first": "rad", "second": "rad", "first_speed": "rad/s", "second_speed": "rad/s"}
+        env = RecordEpisodes(
+            gym.make("Swimmer-v5", max_episode_steps=200), logs, names, units, ["torque_1", "torque_2"]
+        )
         env.action_space.seed(0)
         for seed in range(3):
             env.reset(seed=seed)
             ended = False
             while not ended:
-                ended = env.step(env.action_space.sample())[2]
+                ended = env.step(env.action_space.sample())[3]
         env.close()
         episodes = read_logs(logs)
         for episode in episodes:
-            print(f"{episode.name}: {len(episode)} steps in {episode.duration:.2f} s, {episode.channels.observations}")
-        found = KalmanFilter.fit(episodes, ["angle"])
-        print(f"a reading of the angle is off by {found.noise[0]:.2g} rad")
+            print(
+                f"{episode.name}: {len(episode)} steps in {episode.duration:.2f} s, seed {episode.provenance['seed']}"
+            )
+        found = KalmanFilter.fit(episodes, ["first"])
+        print(f"jerk of the first joint: {found.jerk[0]:.3g} rad/s³/√Hz")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that LeRobot's stamps are frame_index / fps
-            written = write_lerobot(episodes, Path(folder, "data_set"), fps=25, task="balance")
+            written = write_lerobot(episodes, Path(folder, "data_set"), fps=25, task="swim")
         print(*(f.relative_to(written) for f in sorted(written.rglob("*")) if f.is_file()), sep="\n")
 
 

@@ -79,17 +79,9 @@ class KalmanFilter:
             period = float(np.median(np.concatenate([np.diff(t) for t, _ in parts])))
             rough = float(np.median(changes)) / period / 0.1**2.5
 
-            def cost(x: Array, parts: list[tuple[Array, Array]] = parts, least: float = least) -> float:
-                return -sum(log_likelihood(t, q, math.exp(x[0]), least + math.exp(x[1])) for t, q in parts)
-
-            found = minimize(
-                cost,
-                [math.log(rough), math.log(step)],
-                method="Nelder-Mead",
-                options={"xatol": 0.02, "fatol": 0.05, "maxfev": 120, "initial_simplex": None},
-            )
-            jerks.append(math.exp(found.x[0]))
-            noises.append(least + math.exp(found.x[1]))
+            jerk, noise = _most_likely(parts, rough, step, least)
+            jerks.append(jerk)
+            noises.append(noise)
         return cls(jerks, noises)
 
     def reset(self, positions: Array) -> None:
@@ -114,6 +106,17 @@ class KalmanFilter:
         p = p - gain[:, :, None] * p[:, None, 0, :]
         self.covariance = (p + p.transpose(0, 2, 1)) / 2
         return np.concatenate([self._state[..., 0], self._state[..., 1]], -1)
+
+
+def _most_likely(parts: Sequence[tuple[Array, Array]], jerk: float, noise: float, least: float) -> tuple[float, float]:
+    """Return the jerk and the noise, of `least` at least, under which readings are most likely; from a first guess."""
+
+    def cost(x: Array) -> float:
+        return -sum(log_likelihood(t, q, math.exp(x[0]), least + math.exp(x[1])) for t, q in parts)
+
+    start = np.array([math.log(jerk), math.log(noise)])
+    found = minimize(cost, start, method="Nelder-Mead", options={"xatol": 0.02, "fatol": 0.05, "maxfev": 120})
+    return math.exp(found.x[0]), least + math.exp(found.x[1])
 
 
 def _start(jerk: float, noise: float) -> Array:

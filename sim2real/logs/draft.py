@@ -262,7 +262,8 @@ def _clock(clocks: list[str], tables: list[str], table_of: Callable[[str], str])
     table = max(set(tables), key=tables.count, default="")
     fitting = [c for c in clocks if table_of(c) == table] or clocks
     stamps = [c for c in fitting if c.endswith((":stamp", "timestamp"))]
-    return (stamps or fitting or [None])[0]
+    chosen = stamps or fitting
+    return chosen[0] if chosen else None
 
 
 def _time_unit(name: str, info: Info, values: Array | None) -> tuple[str, bool]:

@@ -76,7 +76,7 @@ def write_lerobot(
             "task_index": np.zeros(n, np.int64),
         }
         frames.append(columns)
-        stats = {f"stats/{k}/{s}": v for k, x in columns.items() for s, v in _stats(x).items()}
+        numbers = {f"stats/{k}/{s}": v for k, x in columns.items() for s, v in _stats(x).items()}
         place = {
             "data/chunk_index": 0,
             "data/file_index": 0,
@@ -84,7 +84,7 @@ def write_lerobot(
             "meta/episodes/file_index": 0,
         }
         ends = {"dataset_from_index": start, "dataset_to_index": start + n}
-        rows.append({"episode_index": index, "tasks": [task], "length": n, **place, **ends, **stats})
+        rows.append({"episode_index": index, "tasks": [task], "length": n, **place, **ends, **numbers})
         start += n
     whole = {key: np.concatenate([f[key] for f in frames]) for key in frames[0]}
     _write(folder / "data/chunk-000/file-000.parquet", _arrow(whole))

@@ -114,7 +114,13 @@ def _expand(layout: Layout, schema: LogSchema, sources: Mapping[str, Source], in
                 raise LogError(f"{group}.{twice}: is there twice, once of {name!r}; call one of them otherwise")
             channels |= some
         expanded[group] = channels
-    return replace(layout, **expanded)
+    return replace(
+        layout,
+        observations=expanded["observations"],
+        actions=expanded["actions"],
+        measured_actions=expanded["measured_actions"],
+        exogenous=expanded["exogenous"],
+    )
 
 
 def _stands_for(
@@ -218,12 +224,12 @@ def raw_recording(loaded: Loaded) -> RawRecording:
             channels.append(RawChannel(group, name, column.si, stamps[:n], values[:n], table.where(column), label))
     made = "the schema gives its rows a rate or period" if not layout.time.column else ""
     seconds = layout.time.model_copy(update={"unit": "s", "scale": 1.0, "offset": 0.0})
-    stamps = tuple(
+    pairs = tuple(
         (clock, np.stack([table.raw(seconds.model_copy(update={"column": c})) for c in (clock, receipt)], 1))
         for clock, receipt in loaded.receipts.items()
     )
     synthetic = loaded.facts.synthetic or made
-    return RawRecording(loaded.name, tuple(channels), layout.action_source, synthetic, layout.excluded, stamps)
+    return RawRecording(loaded.name, tuple(channels), layout.action_source, synthetic, layout.excluded, pairs)
 
 
 def measured_beside(loaded: Loaded, own_clock: Clock | None) -> list[Column]:

@@ -67,7 +67,8 @@ def read_logs(
     """
     if on_error not in ("raise", "skip"):
         raise LogError(f"on_error must be 'raise' or 'skip', found {on_error!r}")
-    logs, skipped = Logs(), [] if on_error == "skip" else None
+    logs = Logs()
+    skipped: list[Skipped] | None = [] if on_error == "skip" else None
     if schema is None:
         with unpacked(path) as places:
             for file in _our_files(places):

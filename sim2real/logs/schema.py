@@ -86,7 +86,8 @@ class Column(_Strict):
     def to_si(self, values: Array) -> Array:
         """Convert values as they stand in the file; any shape."""
         if self.signed_bits:
-            values = np.where(values >= 2.0 ** (self.signed_bits - 1), values - 2.0**self.signed_bits, values)
+            negative = values >= 2.0 ** (self.signed_bits - 1)
+            values = np.asarray(values - 2.0**self.signed_bits * negative, dtype=np.float64)
         if (self.factor, self.zero, self.scale, self.offset) == (1.0, 0.0, 1.0, 0.0):
             return values
         return (values * self.factor + self.zero) * self.scale + self.offset
@@ -232,7 +233,7 @@ class LogSchema(_Strict):
 
     file: str | None = None
     files: dict[str, str] = Field(default_factory=dict)
-    csv: Csv = Csv()
+    csv: Csv = Field(default_factory=lambda: Csv(header=True, delimiter=","))
     messages: tuple[str, ...] = ()
     joints: dict[str, Joint] = Field(default_factory=dict)
     time: Clock

@@ -46,7 +46,24 @@ _SI = {
     "kilogram / ampere / second ** 2": "T",
     "kelvin": "K",
 }
-_COMMON = ("rad", "deg", "rev", "rad/s", "deg/s", "rpm", "N·m", "mN·m", "N", "m", "mm", "m/s", "m/s²", "s", "ms", "us")
+_COMMON: tuple[str, ...] = (
+    "rad",
+    "deg",
+    "rev",
+    "rad/s",
+    "deg/s",
+    "rpm",
+    "N·m",
+    "mN·m",
+    "N",
+    "m",
+    "mm",
+    "m/s",
+    "m/s²",
+    "s",
+    "ms",
+    "us",
+)
 _COMMON += ("ns", "V", "mV", "A", "mA", "degC", "K", "%", "1")
 # What labs write and pint reads otherwise: `Nm` would be a nanometre's namesake, and `rev` nothing.
 _AS_PINT = (

@@ -51,7 +51,7 @@ def _repeated(view: View) -> Iterator[Finding]:
     moving = [k for k, c in enumerate(channels) if c.unit in POSITIONS] or list(range(len(channels)))
     steps = np.array([resolution(x[:, k]) for k in moving])
     before, after = (np.roll(change[:, moving], by, 0) for by in (1, -1))
-    fast = ((before > 2.5 * steps) & (after > 2.5 * steps) & (steps > 0)).any(1)
+    fast = np.asarray(((before > 2.5 * steps) & (after > 2.5 * steps) & (steps > 0)).any(1))
     fast[[0, -1]] = False
     rows = np.flatnonzero(same & fast)
     if len(rows) >= 3 and len(rows) > 0.002 * len(x):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import permutations, product
 
 import numpy as np
@@ -119,7 +119,7 @@ def _targets(view: View, joints: list[Joint]) -> Iterator[Finding]:
         yield from _delay(view, joints, found, "the position", acausal=False)
 
 
-def _order_and_sign(view: View, joints: list[Joint], gains: Array, sure: Array) -> Iterator[Finding]:
+def _order_and_sign(view: View, joints: list[Joint], gains: Array, sure: Array) -> Generator[Finding, None, bool]:
     """Compare the order and the signs of the schema with all others; return whether another one is clearly better.
 
     What a command does to its own joint is positive, as inertia is, and outweighs what it does to others.

@@ -56,7 +56,8 @@ class View:
     @cached_property
     def grid(self) -> Array:
         """An even clock of the median step, (M,) [s]; at most 60,000 instants."""
-        return self.t[0] + self.dt * np.arange(min(int((self.t[-1] - self.t[0]) / self.dt + 1e-6) + 1, 60_000))
+        steps = min(int((self.t[-1] - self.t[0]) / self.dt + 1e-6) + 1, 60_000)
+        return np.asarray(self.t[0] + self.dt * np.arange(steps))
 
     def on_grid(self, channel: RawChannel, hold: bool = False) -> Array:
         """Return a channel on the even clock (M,): by lines, or of held commands the mean about each instant."""
@@ -71,7 +72,7 @@ class View:
             ends = np.interp(
                 np.append(self.grid - self.dt / 2, self.grid[-1] + self.dt / 2) - t[0], knots - t[0], impulse
             )
-            return np.diff(ends) / self.dt
+            return np.asarray(np.diff(ends) / self.dt)
         return np.interp(self.grid, t, x)
 
     def smooth(self, x: Array, order: int, half: int | None = None) -> Array:
@@ -107,7 +108,7 @@ def _stem(name: str) -> str:
 
 
 def _match(positions: list[RawChannel], others: list[RawChannel]) -> dict[str, RawChannel]:
-    stems = {}
+    stems: dict[str, RawChannel] = {}
     for other in others:
         stems.setdefault(_stem(other.name), other)
     found = {p.name: stems[_stem(p.name)] for p in positions if _stem(p.name) in stems}

@@ -156,7 +156,8 @@ def _reader(path: Path, suffix: str) -> Any:
     if suffix == ".zst":
         zstandard = require("zstandard", "logs")
         return _Zstd(path, zstandard)
-    return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](path, "rb")
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return openers[suffix](path, "rb")
 
 
 class _Zstd:

@@ -43,7 +43,7 @@ def stated_unit(field: pa.Field) -> str:
     """Return the unit of a column: of a timestamp, or what its metadata says under `unit`."""
     if pa.types.is_timestamp(field.type):
         return str(field.type.unit)
-    return (field.metadata or {}).get(b"unit", b"").decode(errors="replace")
+    return str((field.metadata or {}).get(b"unit", b"").decode(errors="replace"))
 
 
 def _leaves(name: str, kind: pa.DataType, values: Any, labels: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
