@@ -115,7 +115,8 @@ class Clock(Column):
     def counted(self, rows: int) -> Array:
         """Return the stamps that a rate or a period gives to so many rows [s]."""
         k = np.arange(rows)
-        return self.offset + (k / self.rate if self.rate is not None else k * (self.period or 0.0))
+        stamps = k / self.rate if self.rate is not None else k * (self.period or 0.0)
+        return np.asarray(self.offset + stamps, dtype=np.float64)
 
 
 class Joint(_Strict):
