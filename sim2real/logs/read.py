@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from sim2real.align import band_limited, held
-from sim2real.episodes import Array, Channels, Episode
+from sim2real.episodes import Episode
 from sim2real.errors import LogError, did_you_mean
+from sim2real.logs.assemble import assemble
 from sim2real.logs.find import Opened, Place, Skipped, find_recordings, unpacked
-from sim2real.logs.load import Loaded, load, measured_beside, raw_recording
+from sim2real.logs.load import Loaded, load, raw_recording
 from sim2real.logs.raw import RawRecording
-from sim2real.logs.rows import Rows, pair
-from sim2real.logs.schema import Clock, Column, LogSchema
+from sim2real.logs.schema import LogSchema
 from sim2real.logs.write import read_episode
 
 OnError = Literal["raise", "skip"]
@@ -79,7 +76,7 @@ def read_logs(
         schema = schema if isinstance(schema, LogSchema) else LogSchema.load(schema)
         for loaded in load_recordings(path, schema, names, skipped):
             with _skipping(loaded.name, skipped):
-                episode, notes = _episode(loaded, schema)
+                episode, notes = assemble(loaded, schema)
                 for note in notes:
                     warnings.warn(f"{loaded.name}: {note}", stacklevel=2)
                 logs.append(episode)
@@ -181,163 +178,3 @@ def _picked(path: str | Path, found: Mapping[str, Episode], names: Sequence[str]
         if name not in found:
             raise _no_recording(path, name, "", list(found))
     return [found[name] for name in (sorted(found) if names is None else names)]
-
-
-def _episode(loaded: Loaded, schema: LogSchema) -> tuple[Episode, list[str]]:
-    """Return the episode in the columns of a recording, and what there is to say about it."""
-    name, layout, table = loaded.name, loaded.layout, loaded.table
-    own_clock, measured = layout.command_time, layout.measured_actions
-    rewards = {} if layout.reward is None else {"reward": layout.reward}
-    apart = [c for role, c in layout.columns() if not isinstance(c, Clock) and loaded.clock_of(c) is not None]
-    stamped = [] if own_clock is None else [*layout.actions.values(), *measured_beside(loaded, own_clock)]
-    stamped = [column for column in stamped if column not in apart]
-    steps = [*layout.actions.values(), *measured.values(), *rewards.values()]
-    states = [layout.time, *layout.observations.values(), *layout.exogenous.values()]
-    n, note = table.join(
-        [column for column in states if column not in apart],
-        [column for column in steps if column not in stamped and column not in apart],
-    )
-    notes = [note]
-    if n < 2:
-        raise LogError(f"{table.where(layout.time)} has {n} row; an episode needs two at least")
-    observed_at = table.clock("time", layout.time, n)
-    held_rows, commanded_at = None, observed_at[:-1]
-    if own_clock is not None and stamped:
-        m, note = table.join([own_clock], stamped)
-        stamps = table.clock("command_time", own_clock, min(m, *(len(table.raw(column)) for column in stamped)))
-        if stamps[-1] < observed_at[0] or stamps[0] >= observed_at[-1]:
-            raise LogError(
-                f"{table.where(own_clock)} (command_time) runs from {stamps[0]:.9g} s to {stamps[-1]:.9g} s, the "
-                f"observations from {observed_at[0]:.9g} s to {observed_at[-1]:.9g} s; put both on one clock (offset)"
-            )
-        held_rows, commanded_at, more = pair(observed_at, stamps)
-        notes += [note, more]
-
-    others = {c.column: _Apart(loaded, c) for c in apart}
-    first = max([layout.start, *(o.t[0] for c, o in others.items() if _is_state(c, states))])
-    last = min([layout.stop, *(o.t[-1] for c, o in others.items() if _is_state(c, states))])
-    a, b = np.searchsorted(observed_at, [first - 1e-9, last + 1e-9]).tolist()
-    if b - a < 2:
-        raise LogError(
-            f"{table.where(layout.time)}: {name!r} has fewer than two observations from {first:.9g} s to {last:.9g} s "
-            f"(start = {layout.start:g} s to stop = {layout.stop:g} s, and what other clocks cover); the clock "
-            f"of the log runs from {observed_at[0]:.9g} s to {observed_at[-1]:.9g} s"
-        )
-    start, stop = np.searchsorted(observed_at, [layout.start - 1e-9, layout.stop + 1e-9]).tolist()
-    if stop - start > b - a:
-        notes.append(
-            f"{stop - start - b + a} observations lie outside of what the other clocks cover, and were cut off"
-        )
-    rows, step = range(a, b), range(a, b - 1)
-    held_step = step if held_rows is None else held_rows[a : b - 1]
-
-    # group -> its columns, and their rows: on the clock of the observations, and on that of the commands
-    groups: dict[str, tuple[Mapping[str, Column], range, Rows | range]] = {
-        "observations": (layout.observations, rows, rows),
-        "actions": (layout.actions, step, held_step),
-        # Before the first stamp nothing was asked for, but what the actuator did is not known: its first report holds.
-        "measured_actions": (measured, step, held_step if isinstance(held_step, range) else np.maximum(held_step, 0)),
-        "exogenous": (layout.exogenous, rows, rows),
-        "reward": (rewards, step, held_step),
-    }
-
-    def stack(group: str) -> Array | None:
-        columns, at, at_stamped = groups[group]
-        some = list(columns.values())
-        if not some:
-            return None
-        mixed = any(c in apart for c in some) or len({c in stamped for c in some}) > 1
-        together = at_stamped if some[0] in stamped else at
-        if not mixed and (isinstance(together, range) or (together[0] >= 0 and (np.diff(together) == 1).all())):
-            return table.matrix(some, int(together[0]), int(together[-1]) + 1)
-        parts = []
-        for name, column in columns.items():
-            if column in apart:
-                values = others[column.column]
-                parts.append(
-                    values.state(observed_at[at.start : at.stop])
-                    if group in _STATES
-                    else values.command(commanded_at[at.start : at.stop])
-                )
-            else:
-                parts.append(table.si(f"{group}.{name}", column, at_stamped if column in stamped else at))
-        return np.stack(parts, 1)
-
-    observations, actions, rewarded = stack("observations"), stack("actions"), stack("reward")
-    assert observations is not None
-    assert actions is not None
-    try:
-        episode = Episode(
-            name=name,
-            observed_at=observed_at[a:b],
-            observations=observations,
-            commanded_at=commanded_at[a : b - 1],
-            actions=actions,
-            action_source=layout.action_source,
-            channels=Channels(*(_channels(groups[g][0]) for g in ("observations", "actions", "exogenous"))),
-            measured_actions=stack("measured_actions"),
-            exogenous=stack("exogenous"),
-            rewards=None if rewarded is None else rewarded[:, 0],
-            terminated=loaded.facts.terminated and b == n,
-            excluded=(*layout.excluded, *_gaps(observed_at[a:b], schema.max_gap)),
-            provenance=_provenance(loaded, schema, sorted(o.how for o in others.values())),
-        )
-    except LogError:
-        for group, (columns, at, at_stamped) in groups.items():  # the cell that is at fault, if one is
-            for name, column in columns.items():
-                if column not in apart:
-                    table.si(f"{group}.{name}", column, at_stamped if column in stamped else at)
-        raise
-    return episode, [note for note in notes if note]
-
-
-def _channels(columns: Mapping[str, Column]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, column.si) for name, column in columns.items())
-
-
-_STATES = ("observations", "exogenous", "measured_actions")
-
-
-def _is_state(column: str, states: Sequence[Column]) -> bool:
-    return any(c.column == column for c in states)
-
-
-class _Apart:
-    """A column on a clock of its own."""
-
-    def __init__(self, loaded: Loaded, column: Column) -> None:
-        table, clock = loaded.table, loaded.clock_of(column)
-        assert clock is not None
-        n = len(table.raw(column))
-        if clock.column:
-            n = min(n, len(table.raw(clock)))
-        self.t = table.clock("clock", clock, n)
-        self.values = table.si("on its own clock", column, np.arange(n))
-        self.how = f"{column.column}: from the clock {clock.column or f'of {n} rows'}"
-
-    def state(self, at: Array) -> Array:
-        return band_limited(self.t, self.values, at)
-
-    def command(self, at: Array) -> Array:
-        return held(self.t, self.values, at)
-
-
-def _gaps(observed_at: Array, longest: float | None) -> list[tuple[float, float]]:
-    if longest is None:
-        return []
-    after = np.flatnonzero(np.diff(observed_at) > longest)
-    return [(float(observed_at[k]), float(observed_at[k + 1])) for k in after]
-
-
-def _provenance(loaded: Loaded, schema: LogSchema, aligned: Sequence[str]) -> dict[str, Any]:
-    files = [
-        {"path": str(path), "size": path.stat().st_size, "modified": path.stat().st_mtime_ns}
-        for path in dict.fromkeys(loaded.table.paths.values())
-        if path.is_file()
-    ]
-    what: dict[str, Any] = {"files": files, "schema": schema.model_dump(mode="json", exclude_unset=True)}
-    if loaded.facts.synthetic:
-        what["synthetic_clock"] = loaded.facts.synthetic
-    if aligned:
-        what["aligned"] = list(aligned)
-    return what
