@@ -69,9 +69,9 @@ class Table:
         clock = column.to_si(self.raw(column)[:rows])
         if not all_finite(clock):
             self.si(role, column, np.arange(rows), mend="")  # raises, and says where
-        bad = np.flatnonzero(np.diff(clock) <= 0)
-        if len(bad):
-            k = int(bad[0])
+        rising = clock[1:] > clock[:-1]
+        if not rising.all():
+            k = int(rising.argmin())
             raise LogError(
                 f"{self.where(column)} ({role}) must increase from row to row, found {clock[k]:.9g} s in row {k} and "
                 f"{clock[k + 1]:.9g} s in row {k + 1} (the first is 0); sort the rows and drop the repeated ones"
