@@ -4,9 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sim2real.adapters.actuators import (
+    DCMotor,
+    Drive,
+    FirstOrderLag,
+    Friction,
+    RateLimit,
+    SecondOrderLag,
+    ServoFriction,
+    ThermalDerating,
+    TorqueLimit,
+    TorqueSpeed,
+    VoltageSag,
+)
 from sim2real.adapters.chain import STAGES, BoundChain, Chain
-from sim2real.adapters.execution import DeadZone, FirstOrderLag, Friction, Latency, TorqueLimit
-from sim2real.adapters.perception import FilteredDifference, Quantization
+from sim2real.adapters.delay import Latency, PacketLatency
+from sim2real.adapters.sensors import Bias, Drift, FilteredDifference
+from sim2real.adapters.signals import (
+    Backlash,
+    DeadZone,
+    Gain,
+    Hold,
+    Noise,
+    Quantization,
+    Resolution,
+    Saturation,
+    Stuck,
+)
 from sim2real.adapters.stage import Context, Field, PlantView, Stage
 
 if TYPE_CHECKING:
@@ -14,20 +38,38 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STAGES",
+    "Backlash",
+    "Bias",
     "BoundChain",
     "Chain",
     "Context",
+    "DCMotor",
     "DeadZone",
+    "Drift",
+    "Drive",
     "ExecutionGap",
     "Field",
     "FilteredDifference",
     "FirstOrderLag",
     "Friction",
+    "Gain",
+    "Hold",
     "Latency",
+    "Noise",
+    "PacketLatency",
     "PlantView",
     "Quantization",
+    "RateLimit",
+    "Resolution",
+    "Saturation",
+    "SecondOrderLag",
+    "ServoFriction",
     "Stage",
+    "Stuck",
+    "ThermalDerating",
     "TorqueLimit",
+    "TorqueSpeed",
+    "VoltageSag",
 ]
 
 

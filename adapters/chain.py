@@ -10,19 +10,79 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.adapters.execution import DeadZone, FirstOrderLag, Friction, Latency, TorqueLimit
-from sim2real.adapters.perception import FilteredDifference, Quantization
+from sim2real.adapters import noise
+from sim2real.adapters.actuators import (
+    DCMotor,
+    Drive,
+    FirstOrderLag,
+    Friction,
+    RateLimit,
+    SecondOrderLag,
+    ServoFriction,
+    ThermalDerating,
+    TorqueLimit,
+    TorqueSpeed,
+    VoltageSag,
+)
+from sim2real.adapters.delay import Latency, PacketLatency
+from sim2real.adapters.sensors import Bias, Drift, FilteredDifference
+from sim2real.adapters.signals import (
+    Backlash,
+    DeadZone,
+    Gain,
+    Hold,
+    Noise,
+    Quantization,
+    Resolution,
+    Saturation,
+    Stuck,
+)
 from sim2real.adapters.stage import Context, PlantView, Signal, Stage, State
 from sim2real.errors import ParameterError, RecipeError, did_you_mean
 
 STAGES: dict[str, type[Stage]] = {
     stage.kind: stage
-    for stage in (Latency, DeadZone, TorqueLimit, FirstOrderLag, Friction, Quantization, FilteredDifference)
+    for stage in (
+        Latency,
+        PacketLatency,
+        Hold,
+        Stuck,
+        Resolution,
+        Noise,
+        Gain,
+        Saturation,
+        DeadZone,
+        Backlash,
+        RateLimit,
+        FirstOrderLag,
+        SecondOrderLag,
+        Drive,
+        VoltageSag,
+        DCMotor,
+        TorqueSpeed,
+        ThermalDerating,
+        TorqueLimit,
+        Friction,
+        ServoFriction,
+        Quantization,
+        Bias,
+        Drift,
+        FilteredDifference,
+    )
 }
+# Counts and states of all stages: what a chain at work is, beside its parameters.
+ChainState = tuple[Signal, tuple[State, ...]]
 
 
 class Chain:
     """Stages in the order in which the signal meets them, with their nominal parameters.
+
+    Args:
+        stages: in order.
+        unit: of the signal that comes in, where it is known: "V", "N·m", "rad". Units are checked along the chain.
+
+    Raises:
+        ParameterError: two stages of one name, or an order that cannot be.
 
     Example:
         >>> chain = Chain([Latency(delay=0.02), DeadZone(width=0.1)])
@@ -32,16 +92,43 @@ class Chain:
         (4, 5, 1)
     """
 
-    def __init__(self, stages: Sequence[Stage] = ()) -> None:
+    def __init__(self, stages: Sequence[Stage] = (), unit: str | None = None) -> None:
         self.stages = tuple(stages)
+        self._check_order(unit)
         names = [(s.gap, s.name) for s in self.stages]
         twice = [name for gap, name in names if names.count((gap, name)) > 1]
         if twice:
             raise ParameterError(f"two stages are named {twice[0]!r}; give one of them another `name`")
 
+    def _check_order(self, unit: str | None) -> None:
+        """Refuse orders that cannot be: of units, of execution and perception, and of what acts at the joint itself."""
+        given_by = "the command"
+        for before, stage in zip((None, *self.stages), self.stages, strict=False):
+            if before is not None and (before.gap, stage.gap) == ("perception", "execution"):
+                raise ParameterError(
+                    f"stage {stage.name} of the execution comes after {before.name} of the perception; a command meets "
+                    "its stages before the plant, a reading after it: make two chains"
+                )
+            if before is not None and before.last and not stage.last and stage.gap == "execution":
+                raise ParameterError(
+                    f"stage {before.name} acts at the joint itself, so that nothing can come between: put "
+                    f"{stage.name} in front of it"
+                )
+            if unit and stage.takes and stage.takes != unit:
+                raise ParameterError(
+                    f"stage {stage.name} takes {stage.takes}, but {given_by} is in {unit}; change the order, or put a "
+                    f'gain with to: "{stage.takes}" between them'
+                )
+            if known := stage.gives or stage.takes:
+                unit, given_by = known, f"what comes out of {stage.name}"
+
     @classmethod
-    def from_config(cls, stages: Sequence[Mapping[str, Any]]) -> Chain:
+    def from_config(cls, stages: Sequence[Mapping[str, Any]], gap: str = "") -> Chain:
         """Build a chain from `[{stage: latency, delay: 0.02}, ...]`, as a recipe holds it.
+
+        Args:
+            stages: in order.
+            gap: "execution" or "perception", of those stages that can be in both and do not say.
 
         Raises:
             RecipeError: an unknown stage or argument.
@@ -57,6 +144,8 @@ class Chain:
             for key in arguments:
                 if key not in known:
                     raise RecipeError(f"stage {kind} has no argument {key!r}{did_you_mean(key, known)}")
+            if gap in STAGES[kind].GAPS:
+                arguments.setdefault("gap", gap)
             built.append(STAGES[kind](**arguments))
         return cls(built)
 
@@ -78,7 +167,7 @@ class Chain:
         """The most that its delay lines can hold a signal back, together [s]."""
         return sum(s.longest for s in self.stages if isinstance(s, Latency))
 
-    def bind(self, n: int, width: int, dt: float, like: Signal | None = None) -> BoundChain:
+    def bind(self, n: int, width: int, dt: float, like: Signal | None = None, seed: int = 0) -> BoundChain:
         """Return the chain for n signals of `width` channels at substeps of `dt` seconds.
 
         Args:
@@ -86,8 +175,9 @@ class Chain:
             width: channels of each.
             dt: length of a substep [s].
             like: an array whose namespace, type and device the signals have; float64 numpy by default.
+            seed: of what is random; signal i is seeded with `seed + i`.
         """
-        return BoundChain(self, n, width, dt, np.zeros(0) if like is None else like)
+        return BoundChain(self, n, width, dt, np.zeros(0) if like is None else like, seed)
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(repr(s) for s in self.stages)})"
@@ -96,27 +186,58 @@ class Chain:
 class BoundChain:
     """A chain at work on n signals: a `ParameterStore` with state."""
 
-    def __init__(self, chain: Chain, n: int, width: int, dt: float, like: Signal) -> None:
+    def __init__(self, chain: Chain, n: int, width: int, dt: float, like: Signal, seed: int = 0) -> None:
         self.chain, self.n, self.width, self.dt = chain, n, width, dt
         self._xp = array_api_compat.array_namespace(like)
         self._like = like
+        self._widths = [width]
+        for stage in chain.stages:
+            self._widths.append(stage.output_width(self._widths[-1]))
+        self._draws = any(stage.draws for stage in chain.stages)
         self._values = {name: self._full(value) for name, value in chain.nominal().items()}
+        self._seeds = np.arange(seed, seed + n, dtype=np.int64).astype(np.uint64)
+        self._contexts = [self._context(stage) for stage in chain.stages]
+        self._count = self._integers(np.zeros(n, np.int64))
         self._states = self._initial()
 
     def _full(self, value: float) -> Signal:
         device = array_api_compat.device(self._like)
         return self._xp.full((self.n, 1), value, dtype=self._like.dtype, device=device)
 
-    def _context(self, stage: Stage, plant: PlantView | None = None) -> Context:
-        parameters = {f: self._values[stage.parameter(f)] for f in stage.FIELDS}
-        return Context(dt=self.dt, parameters=parameters, xp=self._xp, plant=plant)
+    def _integers(self, values: NDArray[np.int64]) -> Signal:
+        return self._xp.asarray(values, dtype=self._xp.int64, device=array_api_compat.device(self._like))
 
-    def _initial(self) -> list[State]:
-        states, width = [], self.width
-        for stage in self.chain.stages:
-            states.append(stage.init(self.n, width, self._context(stage)))
-            width = stage.output_width(width)
-        return states
+    def _context(self, stage: Stage, plant: PlantView | None = None) -> Context:
+        """Return what surrounds a stage; what follows from parameters and seeds is computed here, once."""
+        parameters = {f: self._values[stage.parameter(f)] for f in stage.FIELDS}
+        width = self._widths[self.chain.stages.index(stage)] if stage in self.chain.stages else self.width
+        channels = None
+        if stage.channels is not None:
+            if max(stage.channels) >= width:
+                raise ParameterError(
+                    f"{stage.gap}.{stage.name}: acts on channel {max(stage.channels)}, counted from 0, but "
+                    f"the signal has {width}"
+                )
+            chosen = np.isin(np.arange(width), stage.channels)
+            channels = self._xp.asarray(chosen, device=array_api_compat.device(self._like))
+        streams = [noise.identities(self._seeds, f"{stage.gap}.{stage.name}.{k}") for k in range(len(stage.draws))]
+        return Context(
+            dt=self.dt,
+            parameters=parameters,
+            xp=self._xp,
+            kernel=None if isinstance(stage, Latency) else stage.kernel(self._xp),
+            coefficients=stage.coefficients(self._xp, self.dt, parameters),
+            identities=tuple((self._integers(key), self._integers(lane)) for key, lane in streams),
+            channels=channels,
+            plant=plant,
+            count=self._integers(np.zeros(self.n, np.int64)),
+        )
+
+    def _initial(self) -> tuple[State, ...]:
+        return tuple(
+            stage.init(self.n, width, context)
+            for stage, width, context in zip(self.chain.stages, self._widths[:-1], self._contexts, strict=True)
+        )
 
     def nominal(self) -> dict[str, float]:
         return self.chain.nominal()
@@ -125,38 +246,43 @@ class BoundChain:
         return self.chain.units()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_xp": None}  # a module
+        return self.__dict__ | {"_xp": None, "_contexts": None}  # modules and functions
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_xp": array_api_compat.array_namespace(state["_like"])}
+        self._contexts = [self._context(stage) for stage in self.chain.stages]
 
     def limits(self) -> dict[str, tuple[float, float]]:
         """Return the smallest and largest value that each parameter may take."""
-        out = {s.parameter(f): (field.low, field.high) for s in self.chain.stages for f, field in s.FIELDS.items()}
-        for stage in self.chain.stages:
-            if isinstance(stage, Latency):
-                out[stage.parameter("delay")] = (0.0, stage.longest)
-        return out
+        return {name: both for stage in self.chain.stages for name, both in stage.limits().items()}
 
     def write(self, values: Mapping[str, Signal], mask: NDArray[np.bool_] | None = None) -> None:
         """Write parameters: name -> (n,), or (n, width) for one value a channel; in the rows that `mask` (n,) selects.
 
+        Gradients flow through tensors that are written.
+
         Raises:
-            ParameterError: an unknown name, a wrong shape, or a value outside the field's range.
+            ParameterError: an unknown name, a wrong shape, or a value outside the field's range. Nothing is written.
         """
         xp = self._xp
-        ranges = {s.parameter(f): field for s in self.chain.stages for f, field in s.FIELDS.items()}
+        owners = {s.parameter(f): (s, f) for s in self.chain.stages for f in s.FIELDS}
+        widths = dict(zip((s.name for s in self.chain.stages), self._widths, strict=False))
         device, checked = array_api_compat.device(self._like), {}
         for name, value in values.items():
-            if name not in ranges:
-                raise ParameterError(f"no parameter named {name!r}{did_you_mean(name, ranges)}")
-            new = xp.asarray(value, dtype=self._like.dtype, device=device, copy=True)
-            if tuple(new.shape) not in ((self.n,), (self.n, 1), (self.n, self.width)):
+            if name not in owners:
+                raise ParameterError(f"no parameter named {name!r}{did_you_mean(name, owners)}")
+            stage, key = owners[name]
+            if array_api_compat.is_torch_array(value) and array_api_compat.is_torch_array(self._like):
+                new = value.to(device=device, dtype=self._like.dtype).clone()
+            else:
+                new = xp.asarray(value, dtype=self._like.dtype, device=device, copy=True)
+            width = widths[stage.name]
+            if tuple(new.shape) not in ((self.n,), (self.n, 1), (self.n, width)):
                 raise ParameterError(
-                    f"{name}: expected ({self.n},) or ({self.n}, {self.width}) values, found shape {tuple(new.shape)}"
+                    f"{name}: expected ({self.n},) or ({self.n}, {width}) values, found shape {tuple(new.shape)}"
                 )
             new = new[:, None] if new.ndim == 1 else new
-            field = ranges[name]
+            field = stage.FIELDS[key]
             if not bool(xp.all((new >= field.low) & (new <= field.high))):
                 raise ParameterError(
                     f"{name}: expected values in [{field.low:g}, {field.high:g}] {field.unit}, found one outside or NaN"
@@ -164,7 +290,16 @@ class BoundChain:
             if mask is not None:
                 new = xp.where(xp.asarray(mask, device=device)[:, None], new, self._values[name])
             checked[name] = new
+        touched = {id(owners[name][0]): owners[name][0] for name in checked}
+        for stage in touched.values():
+            names = {f: stage.parameter(f) for f in stage.FIELDS}
+            stage.check({f: checked.get(name, self._values[name]) for f, name in names.items()})
         self._values.update(checked)
+        for i, stage in enumerate(self.chain.stages):
+            if id(stage) in touched:
+                context = self._contexts[i]
+                context.parameters = {f: self._values[stage.parameter(f)] for f in stage.FIELDS}
+                context.coefficients = stage.coefficients(xp, self.dt, context.parameters)
 
     def read(self) -> dict[str, Signal]:
         """Return what is in force: name -> (n,), or (n, width) where channels differ."""
@@ -177,19 +312,86 @@ class BoundChain:
         chosen = nominal.keys() if names is None else nominal.keys() & set(names)
         self.write({name: self._full(nominal[name])[:, 0] for name in chosen}, mask)
 
+    def seed(self, seeds: Sequence[int] | NDArray[np.int_], mask: NDArray[np.bool_] | None = None) -> None:
+        """Begin what is random anew: `seeds` (n,), whole numbers of up to 64 bits; in the rows of `mask`, or all."""
+        rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
+        new = np.array([int(s) % 2**64 for s in seeds], np.uint64)
+        self._seeds = np.where(rows, new, self._seeds)
+        self._contexts = [self._context(stage) for stage in self.chain.stages]
+        self._count = self._xp.where(self._rows(rows), self._integers(np.zeros(self.n, np.int64)), self._count)
+
+    def _rows(self, mask: NDArray[np.bool_]) -> Signal:
+        return self._xp.asarray(mask, device=array_api_compat.device(self._like))
+
     def reset(self, mask: NDArray[np.bool_] | None = None) -> None:
-        """Put the rows that `mask` (n,) selects back to rest, all by default."""
+        """Put the rows that `mask` (n,) selects back to rest, all by default. What is random goes on; see `seed`."""
         if mask is None:
             self._states = self._initial()
             return
-        rows = self._xp.asarray(mask, device=array_api_compat.device(self._like))
-        self._states = [
-            stage.reset(state, rows, self._context(stage))
-            for stage, state in zip(self.chain.stages, self._states, strict=True)
-        ]
+        rows = self._rows(mask)
+        self._states = tuple(
+            stage.reset(state, rows, context)
+            for stage, state, context in zip(self.chain.stages, self._states, self._contexts, strict=True)
+        )
+
+    @property
+    def state(self) -> ChainState:
+        """What it is in the midst of: the count of substeps (n,) and the states of the stages."""
+        return self._count, self._states
+
+    @state.setter
+    def state(self, state: ChainState) -> None:
+        self._count, self._states = state
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        """Return state, seeds and parameters as plain arrays, for `numpy.savez` or a checkpoint."""
+        out = {f"state.{i}.{k}": _plain(x) for i, state in enumerate(self._states) for k, x in enumerate(state)}
+        out |= {f"parameter.{name}": _plain(value) for name, value in self._values.items()}
+        return out | {"count": _plain(self._count), "seeds": self._seeds.copy()}
+
+    def load(self, saved: Mapping[str, NDArray[Any]]) -> None:
+        """Go on where another chain of the same stages, rows and channels was when it was saved.
+
+        Raises:
+            ParameterError: it was another chain.
+        """
+        mine = self.save()
+        if saved.keys() != mine.keys() or any(saved[k].shape != v.shape for k, v in mine.items() if k[0] == "s"):
+            raise ParameterError(
+                f"what was saved is of another chain, or of other rows or channels: expected {', '.join(mine)}; "
+                f"found {', '.join(saved)}"
+            )
+        device = array_api_compat.device(self._like)
+
+        def back(name: str) -> Signal:
+            return self._xp.asarray(saved[name], dtype=self._like.dtype, device=device, copy=True)
+
+        self._seeds = np.asarray(saved["seeds"], np.uint64)
+        self._values = {name: back(f"parameter.{name}") for name in self._values}
+        self._contexts = [self._context(stage) for stage in self.chain.stages]
+        self._count = self._integers(np.asarray(saved["count"], np.int64))
+        self._states = tuple(
+            tuple(back(f"state.{i}.{k}") for k in range(len(state))) for i, state in enumerate(self._states)
+        )
+
+    def transform(self, state: ChainState, signal: Signal, plant: PlantView | None = None) -> tuple[ChainState, Signal]:
+        """Return the state after `signal` (n, K, width), one row a substep, and what comes out: (n, K, width').
+
+        Pure; `torch.compile` and `torch.func` take it.
+        """
+        count, states = state
+        out = []
+        for stage, before, context in zip(self.chain.stages, states, self._contexts, strict=True):
+            context.plant, context.count = plant, count
+            after, signal = stage.apply(before, signal, context)
+            out.append(after)
+        return (count + signal.shape[1] if self._draws else count, tuple(out)), signal
 
     def apply(self, signal: Signal, plant: PlantView | None = None) -> Signal:
         """Pass `signal` (n, K, width), one row a substep, through every stage: (n, K, width')."""
-        for i, stage in enumerate(self.chain.stages):
-            self._states[i], signal = stage.apply(self._states[i], signal, self._context(stage, plant))
+        self.state, signal = self.transform(self.state, signal, plant)
         return signal
+
+
+def _plain(value: Signal) -> NDArray[Any]:
+    return value.detach().cpu().numpy().copy() if array_api_compat.is_torch_array(value) else np.array(value)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import array_api_compat
+
+from sim2real.adapters import noise
 from sim2real.errors import ParameterError
 
 # A numpy array or a torch tensor: stages are written against the array API standard and serve both.
 Signal = Any
 State = tuple[Signal, ...]
+# (signal, memory, coefficients, random numbers, motion of the plant) -> (output, memory)
+Kernel = Callable[[Signal, State, State, State, State], tuple[Signal, State]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class PlantView:
     load: Signal
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Context:
     """What surrounds a stage.
 
@@ -33,13 +38,23 @@ class Context:
         dt: length of a substep [s].
         parameters: field -> (n, 1) or (n, width), in SI units.
         xp: the array namespace of the signal (numpy or torch).
+        kernel: of the stage, for this namespace; None for a delay line.
+        coefficients: what the kernel needs of the parameters, each (n, 1) or (n, width).
+        identities: key and lane (n,) of each number that the stage draws.
+        channels: (width,) which channels the stage acts on, or None for all.
         plant: the plant at this substep, for stages that feed back from it, otherwise None.
+        count: (n,) substeps since the chain was seeded.
     """
 
     dt: float
     parameters: Mapping[str, Signal]
     xp: Any
+    kernel: Kernel | None
+    coefficients: State = ()
+    identities: tuple[tuple[Signal, Signal], ...] = ()
+    channels: Signal | None = None
     plant: PlantView | None = None
+    count: Signal | None = None
 
 
 @dataclass(frozen=True)
@@ -55,25 +70,54 @@ class Field:
 class Stage(ABC):
     """One effect. Pure: state in, state out; its numbers are parameters named `<gap>.<name>.<field>`.
 
-    A subclass is a frozen dataclass whose float fields listed in `FIELDS` are the nominal values of its parameters.
+    A subclass is a frozen dataclass whose float fields listed in `FIELDS` are the nominal values of its parameters, and
+    whose `kernel` says what one substep does to one channel. The same kernel is applied to numpy arrays and to torch
+    tensors, and compiled to a loop by numba.
 
     Attributes:
         name: of the stage in parameter names; two stages of one kind need two names.
+        gap: "execution" or "perception", where the stage may stand in both; the first of `GAPS` by default.
+        channels: columns of the signal that the stage acts on; all by default.
 
     Raises:
-        ParameterError: a nominal value outside the range of its field.
+        ParameterError: a nominal value outside the range of its field, or a gap in which the stage means nothing.
     """
 
     name: str = ""
-    gap: ClassVar[str] = "execution"
+    gap: str = ""
+    channels: tuple[int, ...] | None = None
     kind: ClassVar[str]
     FIELDS: ClassVar[dict[str, Field]]
+    GAPS: ClassVar[tuple[str, ...]] = ("execution",)
+    # How many numbers the kernel remembers of each channel; all are zero at rest.
+    MEMORY: ClassVar[int] = 0
+    # The random numbers that the kernel is given at each substep, for each channel.
+    DRAWS: ClassVar[tuple[Literal["normal", "uniform"], ...]] = ()
+    # Units of what it is given and of what comes out, where they are not whatever they are.
+    takes: ClassVar[str | None] = None
+    gives: ClassVar[str | None] = None
     # Whether the effect depends on the plant's motion, so that it must be applied one substep at a time.
     feedback: ClassVar[bool] = False
+    # Whether it acts at the joint itself, so that nothing else can come after it.
+    last: ClassVar[bool] = False
+    # Whether the output is the signal followed by what the kernel makes of it.
+    appends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.kind)
+        if not self.gap:
+            object.__setattr__(self, "gap", self.GAPS[0])
+        if self.gap not in self.GAPS:
+            raise ParameterError(f"stage {self.kind} is one of {' and '.join(self.GAPS)}, not of {self.gap!r}")
+        if self.channels is not None:
+            chosen = tuple(self.channels)
+            if not chosen or not all(isinstance(c, int) and c >= 0 for c in chosen) or self.appends:
+                raise ParameterError(
+                    f"{self.gap}.{self.name}: channels are columns that the stage acts on, counted from 0, and not for "
+                    f"a stage that appends some; found {self.channels!r}"
+                )
+            object.__setattr__(self, "channels", chosen)
         for name, field in self.FIELDS.items():
             value = getattr(self, name)
             if not isinstance(value, Real) or not field.low <= float(value) <= field.high:
@@ -81,6 +125,7 @@ class Stage(ABC):
                     f"{self.parameter(name)}: expected a number in [{field.low:g}, {field.high:g}] {field.unit}, "
                     f"found {value!r}"
                 )
+        self.check({f: float(getattr(self, f)) for f in self.FIELDS})
 
     def nominal(self) -> dict[str, float]:
         """Return `{parameter name: nominal value}`."""
@@ -92,15 +137,75 @@ class Stage(ABC):
 
     def output_width(self, width: int) -> int:
         """Return the width of its output for an input of `width` channels."""
-        return width
+        return 2 * width if self.appends else width
+
+    def check(self, values: Mapping[str, Any]) -> None:  # noqa: B027 (most stages have nothing to check)
+        """Raise a ParameterError where values (field -> a number or an array) do not go together."""
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Return the smallest and largest value of each parameter."""
+        return {self.parameter(f): (field.low, field.high) for f, field in self.FIELDS.items()}
+
+    @property
+    def draws(self) -> tuple[str, ...]:
+        """The random numbers that it draws at each substep."""
+        return self.DRAWS
+
+    @property
+    def together(self) -> bool:
+        """Whether all channels are given the same random numbers."""
+        return False
+
+    def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:
+        """Return what the kernel needs of the parameters, as often as they change: its `FIELDS` in order by default."""
+        return tuple(values[f] for f in self.FIELDS)
 
     @abstractmethod
+    def kernel(self, xp: Any) -> Kernel:
+        """Return the function of one substep: (signal, memory, coefficients, draws, motion) -> (output, memory).
+
+        It may use arithmetic, comparisons, `&` and `|`, and of the namespace `xp` only `where`, `minimum`, `maximum`,
+        `abs`, `exp`, `sqrt`, `round`, `sign`, all element by element. `motion` is (position, velocity, effective
+        inertia, load) where the stage feeds back, otherwise empty.
+        """
+
     def init(self, n: int, width: int, context: Context) -> State:
         """Return the state at rest for n signals of `width` channels; each array has n rows."""
+        return tuple(zeros(context, (n, width)) for _ in range(self.MEMORY))
 
-    @abstractmethod
     def apply(self, state: State, signal: Signal, context: Context) -> tuple[State, Signal]:
         """Transform `signal` (n, K, width), one row a substep; return the new state and the output (n, K, width')."""
+        if self.feedback and (context.plant is None or signal.shape[1] != 1):
+            raise ParameterError(f"{self.gap}.{self.name}: needs the plant's motion, one substep at a time")
+        xp, kernel, p = context.xp, context.kernel, context.coefficients
+        drawn = self._draw(signal, context) if self.draws else ()
+        if not self.MEMORY and not self.feedback:
+            out, _ = kernel(signal, (), tuple(c[:, None] for c in p), drawn, ())
+        else:
+            view = context.plant
+            motion = () if view is None else (view.position, view.velocity, view.effective_inertia, view.load)
+            rows = []
+            for k in range(signal.shape[1]):
+                y, state = kernel(signal[:, k], state, p, tuple(d[:, k] for d in drawn), motion)
+                rows.append(y)
+            out = rows[0][:, None] if len(rows) == 1 else xp.stack(rows, axis=1)
+        if context.channels is not None:
+            out = xp.where(context.channels, out, signal)
+        return state, xp.concat([signal, out], axis=-1) if self.appends else out
+
+    def _draw(self, signal: Signal, context: Context) -> State:
+        """Return the random numbers of some substeps: (n, K, width) each."""
+        xp, (_, steps, width) = context.xp, signal.shape
+        device = array_api_compat.device(signal)
+        count = context.count[:, None, None] + xp.arange(steps, dtype=xp.int64, device=device)[:, None]
+        channel = xp.arange(1 if self.together else width, dtype=xp.int64, device=device)
+        drawn = []
+        for kind, (key, lane) in zip(self.draws, context.identities, strict=True):
+            left, right = noise.words(key[:, None, None], lane[:, None, None] + channel, count)
+            dtype = signal.dtype
+            value = noise.normal(xp, left, right, dtype) if kind == "normal" else noise.uniform(xp, left, dtype)
+            drawn.append(xp.broadcast_to(value, signal.shape))
+        return tuple(drawn)
 
     def reset(self, state: State, mask: Signal, context: Context) -> State:
         """Return the state with the rows that `mask` (n,) selects put back to rest."""
@@ -112,3 +217,9 @@ class Stage(ABC):
             context.xp.where(context.xp.reshape(mask, (n,) + (1,) * (new.ndim - 1)), new, old)
             for new, old in zip(rest, state, strict=True)
         )
+
+
+def zeros(context: Context, shape: tuple[int, ...]) -> Signal:
+    """Return zeros of the type and on the device of the signal."""
+    like = next(iter(context.parameters.values()))
+    return context.xp.zeros(shape, dtype=like.dtype, device=array_api_compat.device(like))

@@ -73,7 +73,9 @@ def test_only_feedback_stages_ask_for_single_substeps() -> None:
 
 
 def test_a_chain_prints_its_stages() -> None:
-    assert repr(Chain([DeadZone(width=0.1)])) == "Chain(DeadZone(name='dead_zone', width=0.1, shape='offset'))"
+    assert repr(Chain([DeadZone(width=0.1)])) == (
+        "Chain(DeadZone(name='dead_zone', gap='execution', channels=None, width=0.1, asymmetry=0.0, shape='offset'))"
+    )
 
 
 # From a recipe
@@ -94,7 +96,7 @@ def test_a_recipe_names_the_stages() -> None:
     ("config", "message"),
     [
         ({"stage": "latnecy"}, "no stage named 'latnecy'; did you mean latency"),
-        ({"delay": 0.1}, "no stage named ''; available: dead_zone"),
+        ({"delay": 0.1}, "no stage named ''; available: backlash"),
         ({"stage": "latency", "delai": 0.1}, "stage latency has no argument 'delai'; did you mean delay"),
         (
             {"stage": "latency", "delay": -0.1},
@@ -120,7 +122,7 @@ def test_values_are_written_and_read() -> None:
     line.write({DELAY: np.array([0.0, 0.01, 0.02]), WIDTH: np.arange(6.0).reshape(3, 2)})
     assert line.read()[DELAY].tolist() == [0.0, 0.01, 0.02]
     assert line.read()[WIDTH].tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert line.nominal() == {DELAY: 0.02, WIDTH: 0.0}  # captured once
+    assert line.nominal() == {DELAY: 0.02, WIDTH: 0.0, "execution.dead_zone.asymmetry": 0.0}  # captured once
 
 
 def test_a_mask_selects_rows() -> None:
@@ -169,7 +171,7 @@ def test_a_parameter_may_change_while_the_chain_is_at_work() -> None:
 
 
 def test_a_stage_that_widens_the_signal_is_followed_by_a_wider_stage() -> None:
-    chain = Chain([Quantization(step=0.01), FilteredDifference(), Latency(name="bus", delay=0.002)])
+    chain = Chain([Quantization(step=0.01), FilteredDifference(), Latency(gap="perception", delay=0.002)])
     assert chain.bind(2, 3, 0.001).apply(np.ones((2, 5, 3))).shape == (2, 5, 6)
 
 
