@@ -34,7 +34,7 @@ from sim2real.adapters.signals import (
 from sim2real.adapters.stage import Context, Field, PlantView, Stage
 
 if TYPE_CHECKING:
-    from sim2real.adapters.wrappers import ExecutionGap
+    from sim2real.adapters.wrappers import ExecutionGap, PerceptionGap, VectorPerceptionGap
 
 __all__ = [
     "STAGES",
@@ -57,6 +57,7 @@ __all__ = [
     "Latency",
     "Noise",
     "PacketLatency",
+    "PerceptionGap",
     "PlantView",
     "Quantization",
     "RateLimit",
@@ -69,14 +70,15 @@ __all__ = [
     "ThermalDerating",
     "TorqueLimit",
     "TorqueSpeed",
+    "VectorPerceptionGap",
     "VoltageSag",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # wrappers import Gymnasium, which the stages do not need
-    if name == "ExecutionGap":
-        from sim2real.adapters.wrappers import ExecutionGap
+    if name in ("ExecutionGap", "PerceptionGap", "VectorPerceptionGap"):
+        from sim2real.adapters import wrappers
 
-        return ExecutionGap
+        return getattr(wrappers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

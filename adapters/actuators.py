@@ -167,11 +167,15 @@ class RateLimit(Stage):
     start: Literal["zeros", "hold"] = "zeros"
     kind: ClassVar[str] = "rate_limit"
     FIELDS: ClassVar[dict[str, Field]] = {"rate": Field("1/s"), "acceleration": Field("1/s^2", 1e-9)}
-    MEMORY: ClassVar[int] = 3
+    MEMORY: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start(self)
+
+    @property
+    def memory(self) -> int:
+        return self.MEMORY + (self.start == "hold")
 
     def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:
         rate, acceleration = values["rate"], values["acceleration"]
@@ -191,10 +195,10 @@ class RateLimit(Stage):
         holds = self.start == "hold"
 
         def step(u: Signal, s: State, p: State, e: State, m: State) -> tuple[Signal, State]:
-            y, speed, seen = s
+            y, speed = s[0], s[1]
             free, rate, most, half, twice, dt = p
             if holds:
-                y = xp.where(seen > 0, y, u)
+                y = xp.where(s[2] > 0, y, u)
             error = u - y
             far = xp.abs(error)
             # the fastest from which steps of `most` come to rest at the command
@@ -203,7 +207,7 @@ class RateLimit(Stage):
             speed = speed + xp.minimum(xp.maximum(wanted - speed, -most), most)
             speed = xp.where(free > 0, error / dt, speed)
             y = xp.where(free > 0, u, y + speed * dt)
-            return y, (y, speed, 1.0 + 0.0 * seen)
+            return y, (y, speed, 1.0 + 0.0 * y) if holds else (y, speed)
 
         return step
 
@@ -223,11 +227,15 @@ class FirstOrderLag(Stage):
     start: Literal["zeros", "hold"] = "zeros"
     kind: ClassVar[str] = "lag"
     FIELDS: ClassVar[dict[str, Field]] = {"time_constant": Field("s")}
-    MEMORY: ClassVar[int] = 2
+    MEMORY: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start(self)
+
+    @property
+    def memory(self) -> int:
+        return self.MEMORY + (self.start == "hold")
 
     def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:
         return (rise(xp, values["time_constant"], dt),)
@@ -236,12 +244,12 @@ class FirstOrderLag(Stage):
         holds = self.start == "hold"
 
         def step(u: Signal, s: State, p: State, e: State, m: State) -> tuple[Signal, State]:
-            y, seen = s
+            y = s[0]
             (gain,) = p
             if holds:
-                y = xp.where(seen > 0, y, u)
+                y = xp.where(s[1] > 0, y, u)
             y = y + gain * (u - y)
-            return y, (y, 1.0 + 0.0 * seen)
+            return y, (y, 1.0 + 0.0 * y) if holds else (y,)
 
         return step
 
@@ -266,11 +274,15 @@ class SecondOrderLag(Stage):
     start: Literal["zeros", "hold"] = "zeros"
     kind: ClassVar[str] = "second_order_lag"
     FIELDS: ClassVar[dict[str, Field]] = {"frequency": Field("Hz", 1e-9), "damping_ratio": Field("1", 0.0, 1e6)}
-    MEMORY: ClassVar[int] = 3
+    MEMORY: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start(self)
+
+    @property
+    def memory(self) -> int:
+        return self.MEMORY + (self.start == "hold")
 
     def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:
         frequency, ratio = values["frequency"], values["damping_ratio"]
@@ -292,14 +304,14 @@ class SecondOrderLag(Stage):
         holds = self.start == "hold"
 
         def step(u: Signal, s: State, p: State, e: State, m: State) -> tuple[Signal, State]:
-            y, speed, seen = s
+            y, speed = s[0], s[1]
             passes, a, b, c, d = p
             if holds:
-                y = xp.where(seen > 0, y, u)
+                y = xp.where(s[2] > 0, y, u)
             away = y - u
             y = xp.where(passes > 0, u, u + a * away + b * speed)
             speed = xp.where(passes > 0, 0.0 * speed, c * away + d * speed)
-            return y, (y, speed, 1.0 + 0.0 * seen)
+            return y, (y, speed, 1.0 + 0.0 * y) if holds else (y, speed)
 
         return step
 

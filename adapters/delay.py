@@ -69,6 +69,11 @@ class Latency(Stage):
         whole = xp.floor(delay + 1e-9)
         return xp.astype(whole, xp.int64), xp.clip(delay - whole, 0.0, 1.0)
 
+    def prepare(self, context: Context) -> None:
+        whole, _ = context.coefficients
+        first = int(whole[0, 0])
+        context.common = first if bool(context.xp.all(whole == first)) else None
+
     def init(self, n: int, width: int, context: Context) -> State:
         # the line, and how much of it has been written to
         return zeros(context, (n, self.length(context.dt), width)), zeros(context, (n, 1, width))
@@ -83,13 +88,19 @@ class Latency(Stage):
         rest, out = self._received(tuple(held), line, signal, context)
         if context.channels is not None:
             out = xp.where(context.channels, out, signal)
-        return (line[:, steps:], seen + float(steps), *rest), out
+        if self.start == "hold":
+            seen = seen + float(steps)
+        return (line[:, steps:], seen, *rest), out
 
     def _received(self, held: State, line: Signal, signal: Signal, context: Context) -> tuple[State, Signal]:
         """Return what else is remembered and what comes out: (n, K, width)."""
-        whole, fraction = context.coefficients
-        near, far = (self._past(line, signal, context, whole[:, None] + k) for k in (0, 1))
-        return held, near + fraction[:, None] * (far - near)
+        whole, fraction = context.rows
+        if context.common is None:
+            near, far = (self._past(line, signal, context, whole + k) for k in (0, 1))
+        else:  # one delay for all, up to a fraction
+            steps, first = signal.shape[1], self.length(context.dt) - context.common
+            near, far = line[:, first : first + steps], line[:, first - 1 : first - 1 + steps]
+        return held, near + fraction * (far - near)
 
     def _past(self, line: Signal, signal: Signal, context: Context, age: Signal) -> Signal:
         """Return what was written `age` substeps (broadcasting to (n, K, width)) before each substep."""

@@ -197,10 +197,13 @@ class Stuck(Stage):
 class _Steps(Stage):
     """Rounds to whole steps."""
 
+    def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:
+        step = values["step"]
+        return step, xp.where(step > 0, step, xp.ones_like(step))
+
     def kernel(self, xp: Any) -> Kernel:
         def step(u: Signal, s: State, p: State, e: State, m: State) -> tuple[Signal, State]:
-            (size,) = p
-            safe = xp.where(size > 0, size, 1.0 + 0.0 * size)
+            size, safe = p
             return xp.where(size > 0, xp.round(u / safe) * safe, u), s
 
         return step

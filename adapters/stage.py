@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import array_api_compat
+import numpy as np
 
 from sim2real.adapters import noise
 from sim2real.errors import ParameterError
@@ -18,6 +19,9 @@ Signal = Any
 State = tuple[Signal, ...]
 # (signal, memory, coefficients, random numbers, motion of the plant) -> (output, memory)
 Kernel = Callable[[Signal, State, State, State, State], tuple[Signal, State]]
+
+# Substeps whose random numbers are drawn at once for a single signal.
+AHEAD = 2048
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,13 @@ class Context:
         xp: the array namespace of the signal (numpy or torch).
         kernel: of the stage, for this namespace; None for a delay line.
         coefficients: what the kernel needs of the parameters, each (n, 1) or (n, width).
+        rows: the same as (n, 1, 1) or (n, 1, width), for all substeps at once.
         identities: key and lane (n,) of each number that the stage draws.
         channels: (width,) which channels the stage acts on, or None for all.
         plant: the plant at this substep, for stages that feed back from it, otherwise None.
         count: (n,) substeps since the chain was seeded.
+        drawn: the numbers of some substeps from a first one on, drawn ahead for a single signal.
+        common: delay in whole substeps, where it is the same for all signals and channels.
     """
 
     dt: float
@@ -51,10 +58,19 @@ class Context:
     xp: Any
     kernel: Kernel | None
     coefficients: State = ()
+    rows: State = ()
     identities: tuple[tuple[Signal, Signal], ...] = ()
     channels: Signal | None = None
     plant: PlantView | None = None
     count: Signal | None = None
+    drawn: tuple[int, State] | None = None
+    common: int | None = None
+
+    def update(self, parameters: Mapping[str, Signal], coefficients: State) -> None:
+        """Take other parameters, and what follows from them."""
+        self.parameters, self.coefficients = parameters, coefficients
+        self.rows = tuple(c[:, None] for c in coefficients)
+        self.common = None
 
 
 @dataclass(frozen=True)
@@ -147,9 +163,9 @@ class Stage(ABC):
         return {self.parameter(f): (field.low, field.high) for f, field in self.FIELDS.items()}
 
     @property
-    def draws(self) -> tuple[str, ...]:
-        """The random numbers that it draws at each substep."""
-        return self.DRAWS
+    def memory(self) -> int:
+        """How many numbers the kernel remembers of each channel."""
+        return self.MEMORY
 
     @property
     def together(self) -> bool:
@@ -159,6 +175,9 @@ class Stage(ABC):
     def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:
         """Return what the kernel needs of the parameters, as often as they change: its `FIELDS` in order by default."""
         return tuple(values[f] for f in self.FIELDS)
+
+    def prepare(self, context: Context) -> None:  # noqa: B027 (most stages have nothing to prepare)
+        """Note in the context what else follows from its parameters."""
 
     @abstractmethod
     def kernel(self, xp: Any) -> Kernel:
@@ -171,22 +190,24 @@ class Stage(ABC):
 
     def init(self, n: int, width: int, context: Context) -> State:
         """Return the state at rest for n signals of `width` channels; each array has n rows."""
-        return tuple(zeros(context, (n, width)) for _ in range(self.MEMORY))
+        return tuple(zeros(context, (n, width)) for _ in range(self.memory))
 
     def apply(self, state: State, signal: Signal, context: Context) -> tuple[State, Signal]:
         """Transform `signal` (n, K, width), one row a substep; return the new state and the output (n, K, width')."""
         if self.feedback and (context.plant is None or signal.shape[1] != 1):
             raise ParameterError(f"{self.gap}.{self.name}: needs the plant's motion, one substep at a time")
         xp, kernel, p = context.xp, context.kernel, context.coefficients
-        drawn = self._draw(signal, context) if self.draws else ()
-        if not self.MEMORY and not self.feedback:
-            out, _ = kernel(signal, (), tuple(c[:, None] for c in p), drawn, ())
+        assert kernel is not None
+        drawn = self._draw(signal, context) if self.DRAWS else ()
+        if not self.memory and not self.feedback:
+            out, _ = kernel(signal, (), context.rows, drawn, ())
         else:
             view = context.plant
             motion = () if view is None else (view.position, view.velocity, view.effective_inertia, view.load)
             rows = []
             for k in range(signal.shape[1]):
-                y, state = kernel(signal[:, k], state, p, tuple(d[:, k] for d in drawn), motion)
+                numbers = tuple(d[:, k] for d in drawn) if drawn else ()
+                y, state = kernel(signal[:, k], state, p, numbers, motion)
                 rows.append(y)
             out = rows[0][:, None] if len(rows) == 1 else xp.stack(rows, axis=1)
         if context.channels is not None:
@@ -195,16 +216,26 @@ class Stage(ABC):
 
     def _draw(self, signal: Signal, context: Context) -> State:
         """Return the random numbers of some substeps: (n, K, width) each."""
-        xp, (_, steps, width) = context.xp, signal.shape
+        n, steps, _width = signal.shape
+        if n > 1 or steps > AHEAD or not isinstance(context.count, np.ndarray):
+            return self._numbers(signal, context, context.count, steps)
+        # a single signal takes them from a stretch that is drawn at once, which costs hardly more than one substep
+        first = int(context.count[0])
+        if context.drawn is None or not 0 <= first - context.drawn[0] <= AHEAD - steps:
+            context.drawn = first, self._numbers(signal, context, context.count, AHEAD)
+        start = first - context.drawn[0]
+        return tuple(d[:, start : start + steps] for d in context.drawn[1])
+
+    def _numbers(self, signal: Signal, context: Context, first: Signal, steps: int) -> State:
+        xp, (n, _, width), dtype = context.xp, signal.shape, signal.dtype
         device = array_api_compat.device(signal)
-        count = context.count[:, None, None] + xp.arange(steps, dtype=xp.int64, device=device)[:, None]
+        count = first[:, None, None] + xp.arange(steps, dtype=xp.int64, device=device)[:, None]
         channel = xp.arange(1 if self.together else width, dtype=xp.int64, device=device)
         drawn = []
-        for kind, (key, lane) in zip(self.draws, context.identities, strict=True):
+        for kind, (key, lane) in zip(self.DRAWS, context.identities, strict=True):
             left, right = noise.words(key[:, None, None], lane[:, None, None] + channel, count)
-            dtype = signal.dtype
             value = noise.normal(xp, left, right, dtype) if kind == "normal" else noise.uniform(xp, left, dtype)
-            drawn.append(xp.broadcast_to(value, signal.shape))
+            drawn.append(xp.broadcast_to(value, (n, steps, width)))
         return tuple(drawn)
 
     def reset(self, state: State, mask: Signal, context: Context) -> State:

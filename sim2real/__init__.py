@@ -27,6 +27,8 @@ _HOMES = {
     "EnsembleDynamics": "sim2real.world_model",
     "Episode": "sim2real.episodes",
     "ExecutionGap": "sim2real.adapters",
+    "PerceptionGap": "sim2real.adapters",
+    "VectorPerceptionGap": "sim2real.adapters",
     "FunctionTask": "sim2real.randomization.vector",
     "KalmanFilter": "sim2real.kalman",
     "LogSchema": "sim2real.logs",

@@ -84,8 +84,9 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             from sim2real.adapters import Chain
             from sim2real.adapters.wrappers import refuse_feedback
 
-            chain = Chain.from_config(execution)
+            chain = Chain.from_config(execution, gap="execution")
             refuse_feedback(chain)
+            self._force = self.batch.bind("actuator_force")
             self._chain = chain.bind(num_envs, task.model.nu, float(task.model.opt.timestep))
             self._store = JoinedStore((self._store, self._chain))
         self.randomizer = Randomizer(parse_randomizations(parameters), self._store, num_envs, task.dt)
@@ -182,6 +183,8 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.randomizer.begin(self._streams["dynamics"], mask, fresh, forced)
         if self._chain is not None:
             self._chain.reset(mask)
+            if fresh.any():
+                self._chain.seed(self._seeds, fresh)
         self.batch.reset(ids, stage=0)
         for i in rows:
             self.plants.qpos[i], self.plants.qvel[i] = self.task.initial(self._rngs[i])
@@ -246,12 +249,16 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             self.plants.ctrl[...] = actions
             self.batch.step(ids, nstep=self.task.frame_skip)
         else:
-            commands = self._chain.apply(np.repeat(actions[:, None].astype(float), self.task.frame_skip, 1))
+            held = np.repeat(actions[:, None].astype(float), self.task.frame_skip, 1)
+            commands = self._chain.apply(held, mask=going)
             self.batch.rollout(self.task.frame_skip, commands if ids is None else commands[ids], record=(), ids=ids)
         self.plants.after_step(mask)
         self._elapsed += mask
         observation = self.task.observe(self.plants, slice(None))
         reward, terminated, infos = self.task.outcome(self.plants, before, actions, observation)
+        if self._chain is not None:
+            infos |= {"commanded_action": actions.astype(float), "delivered_action": commands[:, -1].copy()}
+            infos["applied_effort"] = self._force.copy()
         if self._push is not None:
             infos["push"] = self.batch.bind("xfrc_applied")[:, self._pushed].copy()
         return observation, reward, terminated, infos
