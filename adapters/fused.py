@@ -196,9 +196,9 @@ def _write(stages: Sequence[Stage]) -> tuple[str, dict[str, Any]]:
             number += 2
             line, size = f"line{lines}", f"line{lines}.shape[2]"
             lines += 1
-            if stage.start == "hold":
-                load += [f"if seen[i] == 0: {line}[i, j, :] = signal[i, 0, j]"]
+            fill = [f"if k == 0 and seen[i] == 0: {line}[i, j, :] = u"] if stage.start == "hold" else []
             code = [
+                *fill,
                 f"at = (head + k) % {size}",
                 f"{line}[i, j, at] = u",
                 f"near = {line}[i, j, (at - d{q}) % {size}]",

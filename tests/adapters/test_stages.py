@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,70 @@ def test_a_nominal_value_outside_its_range_is_refused(variant: Any, bad: object)
         bad = "-0.1"
     with pytest.raises(ParameterError, match=rf"{type(stage)().parameter(field)}.*{bad}"):
         type(stage)(**{field: bad})
+
+
+# Saved, and fused
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_a_chain_goes_on_where_it_was_saved(variant: Any) -> None:
+    rng, chain = np.random.default_rng(0), Chain([variant[0]])
+    first, second = chain.bind(3, 2, DT), chain.bind(3, 2, DT, seed=99)
+    first.write({variant[0].parameter(f): v for f, v in drawn(variant, rng, (3, 2)).items()})
+    signal, plant = rng.normal(size=(3, 30, 2)), PlantView(**view(rng, 3, 2))
+    for k in range(15):
+        first.apply(signal[:, k : k + 1], plant)
+    file = io.BytesIO()
+    np.savez(file, **first.save())
+    file.seek(0)
+    second.load(dict(np.load(file)))
+    for k in range(15, 30):
+        expected = first.apply(signal[:, k : k + 1], plant)
+        np.testing.assert_array_equal(second.apply(signal[:, k : k + 1], plant), expected)
+    with pytest.raises(ParameterError, match="of another chain"):
+        Chain([Latency(), Hold()]).bind(3, 2, DT).load(first.save())
+
+
+def halves() -> list[list[tuple[Stage, dict[str, Any]]]]:
+    """The variants that can be fused, in chains of some length."""
+    fusible = [v for v in VARIANTS if v[0].kind != "packets" and not v[0].appends]
+    some = [v for v in fusible if not v[0].feedback and v[0].gap == "execution"]
+    plant = [v for v in fusible if v[0].kind in ("drive", "voltage_sag", "dc_motor", "torque_speed", "servo_friction")]
+    sensors = [v for v in VARIANTS if v[0].gap == "perception" and v[0].kind != "packets"]
+    backlash = [v for v in some if v[0].kind == "backlash"]
+    plant[0] = Drive(output="V"), plant[0][1]
+    from_rad: tuple[Stage, dict[str, Any]] = (Gain(to="N·m"), {"gain": (-2.0, 2.0), "offset": 0.1})
+    return [[*backlash, from_rad, *(v for v in some if v[0].kind != "backlash")], plant, sensors]
+
+
+@pytest.mark.parametrize("chosen", halves(), ids=["signals", "plant", "sensors"])
+def test_a_fused_chain_gives_the_same_numbers(chosen: Any) -> None:
+    rng, (n, width) = np.random.default_rng(1), (3, 2)
+    stages = [replace(v[0], name=f"s{i}") for i, v in enumerate(chosen)]
+    chain = Chain(stages)
+    plain, fused = chain.bind(n, width, DT), chain.bind(n, width, DT, fused=True)
+    values = {}
+    for stage, variant in zip(stages, chosen, strict=True):
+        values |= {stage.parameter(f): v for f, v in drawn(variant, rng, (n, width)).items()}
+    steps = 1 if chain.feedback else 7
+    for lines in (plain, fused):
+        lines.write({k: v for k, v in values.items() if k in lines.nominal()})
+    for k in range(30):
+        signal, plant = 2 * rng.normal(size=(n, steps, width)), PlantView(**view(rng, n, width))
+        mask = np.array([True, k % 3 == 0, True])
+        np.testing.assert_allclose(
+            fused.apply(signal, plant, mask=mask)[mask],
+            plain.apply(signal, plant, mask=mask)[mask],
+            rtol=1e-9,
+            atol=1e-9,
+        )
+        if k == 10:
+            for lines in (plain, fused):
+                lines.reset(np.array([False, True, False]))
+                lines.seed([5, 6, 7], np.array([False, False, True]))
+        if k == 20:
+            fused.load(plain.save())
+    assert fused.save().keys() == plain.save().keys()
 
 
 # Latency

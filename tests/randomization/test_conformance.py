@@ -165,7 +165,7 @@ def test_a_copy_randomizes_its_own_plant(name: str, how: str) -> None:
         (lambda: wrap(gym.make("Hopper-v5"), {"parameter": {}}), "did you mean parameters"),
         (lambda: Push(gym.make("Hopper-v5"), "torse", force="3"), "did you mean torso"),
         (lambda: ExecutionGap(gym.make("CartPole-v1"), [{"stage": "latency"}]), "flat Box of actions"),
-        (lambda: ExecutionGap(gym.make("Hopper-v5"), [{"stage": "friction"}]), "needs the motion of the plant"),
+        (lambda: ExecutionGap(gym.make("Pendulum-v1"), [{"stage": "friction"}]), "needs the motion of the plant"),
     ],
 )
 def test_what_cannot_work_is_refused(make: Any, message: str) -> None:

@@ -531,7 +531,7 @@ def test_batches_are_refused_with_what_to_do_instead(wrapper: Any) -> None:
         ),
         (lambda: ExecutionGap(gym.make("CartPole-v1"), [{"stage": "latency"}]), r"flat Box of actions, found Discrete"),
         (
-            lambda: ExecutionGap(hopper(), [{"stage": "friction", "coulomb": 0.1}]),
+            lambda: ExecutionGap(gym.make("Pendulum-v1"), [{"stage": "friction", "coulomb": 0.1}]),
             r"stage friction needs the motion of the plant.*frictionloss",
         ),
         (
