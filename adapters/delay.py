@@ -135,7 +135,7 @@ class PacketLatency(Latency):
     reorder: bool = False
     kind: ClassVar[str] = "packets"
     FIELDS: ClassVar[dict[str, Field]] = {"delay": Field("s"), "jitter": Field("s"), "loss": Field("1", 0.0, 1.0)}
-    DRAWS: ClassVar[tuple[Literal["normal", "uniform"], ...]] = ("uniform", "uniform")
+    DRAWS: ClassVar[tuple[Literal["normals", "uniform"], ...]] = ("uniform", "uniform")
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.period < math.inf:

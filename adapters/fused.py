@@ -5,7 +5,9 @@ numba compiles the same kernels that numpy and torch apply to whole arrays; dela
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from sim2real.adapters.chain import BoundChain, Chain, ChainState
 from sim2real.adapters.delay import Latency
 from sim2real.adapters.stage import PlantView, Signal, Stage, State
 from sim2real.errors import ParameterError, require
+from sim2real.randomization.mujoco_simulator import available_threads
 
 Array = NDArray[np.float64]
 ENOUGH = 4096  # numbers in a call from which a second thread pays
@@ -41,7 +44,10 @@ class FusedChain(BoundChain):
                     f"{stage.gap}.{stage.name}: packets cannot be fused into a loop; bind the chain without fused=True"
                 )
         super().__init__(chain, n, width, dt, np.zeros(0), seed)
-        self._threads, self._parts = threads, self._cut()
+        self.threads = threads or available_threads()
+        # threads of Python, which wait asleep: those of OpenMP spin, and take the cores from the engine
+        self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self._parts = self._cut()
         self.reset()
 
     def _cut(self) -> list[_Part]:
@@ -122,7 +128,7 @@ class _Part:
         self.lines = [np.zeros((n, self.width, s.length(line.dt) + 1)) for s in self.stages if isinstance(s, Latency)]
         self.seen = np.zeros(n, np.int64)
         self.head, self.stale = 0, True
-        self._compiled: dict[bool, Any] = {}
+        self._loop: Any = None
         self._source, self._names = _write(self.stages)
 
     def _pack(self) -> None:
@@ -140,12 +146,18 @@ class _Part:
             self._pack()
         n, steps, width = signal.shape
         out = np.empty((n, steps, 2 * width if self.stages[-1].appends else width))
-        parallel = n * steps * width >= ENOUGH
-        if parallel not in self._compiled:
-            self._compiled[parallel] = _compile(self._source, self._names, parallel, self._line._threads)
+        if self._loop is None:
+            self._loop = _compile(self._source, self._names)
         random = (self._keys, self._lanes, count) if self._keys.shape[1] else ()
         rings = (self.head, self.seen, *self.lines) if self.lines else ()
-        self._compiled[parallel](signal, out, self.memory, self._numbers, *random, *motion, *rings)
+        given = (signal, out, self.memory, self._numbers, *random, *motion, *rings)
+        pool = self._line.pool
+        if pool is None or n * steps * width < ENOUGH:
+            self._loop(0, n, *given)
+        else:
+            edges = np.linspace(0, n, self._line.threads + 1).astype(int).tolist()
+            for done in [pool.submit(self._loop, a, b, *given) for a, b in itertools.pairwise(edges)]:
+                done.result()
         self.head += steps
         self.seen += steps
         return out
@@ -217,12 +229,16 @@ def _write(stages: Sequence[Stage]) -> tuple[str, dict[str, Any]]:
                 channel = "" if stage.together else " + j"
                 code.append(f"left, right = words(keys[i, {draw}], lanes[i, {draw}]{channel}, count[i] + k)")
                 uniform = "((left >> 8) + 0.5) * TINY"
-                code.append(
-                    f"e{draw} = {uniform}"
-                    if kind == "uniform"
-                    else f"e{draw} = np.sqrt(-2.0 * np.log({uniform})) * np.cos(TURN * (((right >> 8) + 0.5) * TINY))"
-                )
-                drawn.append(f"e{draw}")
+                if kind == "normals":
+                    code += [
+                        f"radius = np.sqrt(-2.0 * np.log({uniform}))",
+                        "angle = TURN * (((right >> 8) + 0.5) * TINY)",
+                        f"e{draw}, o{draw} = radius * np.cos(angle), radius * np.sin(angle)",
+                    ]
+                    drawn += [f"e{draw}", f"o{draw}"]
+                else:
+                    code.append(f"e{draw} = {uniform}")
+                    drawn.append(f"e{draw}")
                 draw += 1
             motion = "(q[i, j], v[i, j], inertia[i, j], load[i, j])" if stage.feedback else "()"
             code.append(f"y, s = kernel{q}(u, {_tuple(held)}, {_tuple(given)}, {_tuple(drawn)}, {motion})")
@@ -243,9 +259,9 @@ def _write(stages: Sequence[Stage]) -> tuple[str, dict[str, Any]]:
     arguments += ["q", "v", "inertia", "load"] if any(stage.feedback for stage in stages) else []
     arguments += ["head", "seen", *(f"line{k}" for k in range(lines))] if lines else []
     text = [
-        f"def loop({', '.join(arguments)}):",
-        " n, steps, width = signal.shape",
-        " for i in prange(n):",
+        f"def loop(first, last, {', '.join(arguments)}):",
+        " _, steps, width = signal.shape",
+        " for i in range(first, last):",
         "  for j in range(width):",
         *(f"   {row}" for row in load),
         "   for k in range(steps):",
@@ -274,13 +290,9 @@ def _inlined(function: Any) -> Any:
     return numba.njit(function)
 
 
-def _compile(source: str, names: dict[str, Any], parallel: bool, threads: int) -> Any:
+def _compile(source: str, names: dict[str, Any]) -> Any:
     import numba
 
-    from sim2real.randomization.mujoco_simulator import available_threads
-
-    scope = dict(names, prange=numba.prange if parallel else range)
+    scope = dict(names)
     exec(compile(source, "<fused chain>", "exec"), scope)
-    if parallel:
-        numba.set_num_threads(min(threads or available_threads(), numba.config.NUMBA_NUM_THREADS))
-    return numba.njit(parallel=parallel, error_model="numpy")(scope["loop"])
+    return numba.njit(nogil=True, error_model="numpy")(scope["loop"])

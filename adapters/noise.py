@@ -44,6 +44,8 @@ def uniform(xp: Any, word: Signal, dtype: Any) -> Signal:
     return (xp.astype(word >> 8, dtype) + 0.5) * TINY
 
 
-def normal(xp: Any, left: Signal, right: Signal, dtype: Any) -> Signal:
-    """Return standard normal numbers for two words each (Box and Muller)."""
-    return xp.sqrt(-2.0 * xp.log(uniform(xp, left, dtype))) * xp.cos(2.0 * np.pi * uniform(xp, right, dtype))
+def normals(xp: Any, left: Signal, right: Signal, dtype: Any) -> tuple[Signal, Signal]:
+    """Return two independent standard normal numbers for two words each (Box and Muller)."""
+    radius = xp.sqrt(-2.0 * xp.log(uniform(xp, left, dtype)))
+    angle = 2.0 * np.pi * uniform(xp, right, dtype)
+    return radius * xp.cos(angle), radius * xp.sin(angle)

@@ -54,7 +54,7 @@ class Drift(Stage):
         "correlation_time": Field("s", 1e-9),
     }
     MEMORY: ClassVar[int] = 3
-    DRAWS: ClassVar[tuple[Literal["normal", "uniform"], ...]] = ("normal", "normal")
+    DRAWS: ClassVar[tuple[Literal["normals", "uniform"], ...]] = ("normals",)
 
     def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:
         keep = xp.exp(-dt / values["correlation_time"])

@@ -88,7 +88,7 @@ class Noise(Stage):
     kind: ClassVar[str] = "noise"
     GAPS: ClassVar[tuple[str, ...]] = ANY
     FIELDS: ClassVar[dict[str, Field]] = {"additive": Field("1"), "multiplicative": Field("1")}
-    DRAWS: ClassVar[tuple[Literal["normal", "uniform"], ...]] = ("normal", "normal")
+    DRAWS: ClassVar[tuple[Literal["normals", "uniform"], ...]] = ("normals",)
 
     def kernel(self, xp: Any) -> Kernel:
         def step(u: Signal, s: State, p: State, e: State, m: State) -> tuple[Signal, State]:
@@ -160,7 +160,7 @@ class Stuck(Stage):
     GAPS: ClassVar[tuple[str, ...]] = ANY
     FIELDS: ClassVar[dict[str, Field]] = {"probability": Field("1", 0.0, 1.0), "duration": Field("s", 0.0, 1e6)}
     MEMORY: ClassVar[int] = 3
-    DRAWS: ClassVar[tuple[Literal["normal", "uniform"], ...]] = ("uniform",)
+    DRAWS: ClassVar[tuple[Literal["normals", "uniform"], ...]] = ("uniform",)
 
     def __post_init__(self) -> None:
         if self.fill not in ("hold", "zeros", "nan") or not 0 <= self.period < math.inf:

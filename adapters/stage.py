@@ -107,8 +107,8 @@ class Stage(ABC):
     GAPS: ClassVar[tuple[str, ...]] = ("execution",)
     # How many numbers the kernel remembers of each channel; all are zero at rest.
     MEMORY: ClassVar[int] = 0
-    # The random numbers that the kernel is given at each substep, for each channel.
-    DRAWS: ClassVar[tuple[Literal["normal", "uniform"], ...]] = ()
+    # The random numbers that the kernel is given at each substep, for each channel: "normals" are two.
+    DRAWS: ClassVar[tuple[Literal["normals", "uniform"], ...]] = ()
     # Units of what it is given and of what comes out, where they are not whatever they are.
     takes: ClassVar[str | None] = None
     gives: ClassVar[str | None] = None
@@ -231,12 +231,14 @@ class Stage(ABC):
         device = array_api_compat.device(signal)
         count = first[:, None, None] + xp.arange(steps, dtype=xp.int64, device=device)[:, None]
         channel = xp.arange(1 if self.together else width, dtype=xp.int64, device=device)
-        drawn = []
+        drawn: list[Signal] = []
         for kind, (key, lane) in zip(self.DRAWS, context.identities, strict=True):
             left, right = noise.words(key[:, None, None], lane[:, None, None] + channel, count)
-            value = noise.normal(xp, left, right, dtype) if kind == "normal" else noise.uniform(xp, left, dtype)
-            drawn.append(xp.broadcast_to(value, (n, steps, width)))
-        return tuple(drawn)
+            if kind == "normals":
+                drawn += noise.normals(xp, left, right, dtype)
+            else:
+                drawn.append(noise.uniform(xp, left, dtype))
+        return tuple(xp.broadcast_to(value, (n, steps, width)) for value in drawn)
 
     def reset(self, state: State, mask: Signal, context: Context) -> State:
         """Return the state with the rows that `mask` (n,) selects put back to rest."""
