@@ -268,7 +268,7 @@ def readings(space: gym.Space[Any], chain: Chain) -> tuple[int, gym.spaces.Box]:
     width = many = space.shape[0]
     for stage in chain.stages:
         many = stage.output_width(many)
-    return width, gym.spaces.Box(-np.inf, np.inf, (many,), space.dtype)  # type: ignore[arg-type]
+    return width, gym.spaces.Box(-np.inf, np.inf, (many,), space.dtype)
 
 
 def seed_line(line: BoundChain, env: Env, seed: int | None, seeded: bool) -> bool:
