@@ -23,6 +23,7 @@ class EnvironmentRecipe(Section):
         parameters: `{name: notation}`, drawn at every reset.
         randomization: more of them, with other times: `[{parameters: ..., when: startup}, ...]`.
         execution: stages between actions and plant.
+        perception: stages between plant and observations.
         initial_state: `{name: notation}`.
         push: arguments of `Push`, by name.
     """
@@ -32,6 +33,7 @@ class EnvironmentRecipe(Section):
     parameters: dict[str, str] = Field(default_factory=dict)
     randomization: list[dict[str, Any]] = Field(default_factory=list)
     execution: list[dict[str, Any]] = Field(default_factory=list)
+    perception: list[dict[str, Any]] = Field(default_factory=list)
     initial_state: dict[str, str] = Field(default_factory=dict)
     push: dict[str, Any] = Field(default_factory=dict)
 
@@ -68,6 +70,7 @@ def gaps(recipe: RecipeLike) -> dict[str, Any]:
     return {
         "parameters": [*parameters, *r.randomization],
         "execution": r.execution,
+        "perception": r.perception,
         "initial_state": r.initial_state,
         "push": r.push,
     }

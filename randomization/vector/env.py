@@ -40,6 +40,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         initial_state: as for `RandomizeInitialState`.
         push: the arguments of `Push`, by name.
         execution: stages between actions and plant, as for `ExecutionGap`, at the substeps.
+        perception: stages between plant and observations, as for `PerceptionGap`; rewards are of the true state.
         max_episode_steps: control steps after which an episode is truncated; 0 for never.
         autoreset_mode: of Gymnasium; in NEXT_STEP mode the step after an episode's end ignores the action.
         threads: to step on; 0 means all the cores of this process.
@@ -58,6 +59,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         initial_state: Mapping[str, str] | None = None,
         push: Mapping[str, Any] | None = None,
         execution: Sequence[Mapping[str, Any]] = (),
+        perception: Sequence[Mapping[str, Any]] = (),
         max_episode_steps: int = 0,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         threads: int = 0,
@@ -72,7 +74,6 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": []}
         self.single_observation_space, self.single_action_space = task.observation_space, task.action_space
-        self.observation_space = batch_space(task.observation_space, num_envs)
         self.action_space = batch_space(task.action_space, num_envs)
         self.batch = Batch(task.model, num_envs, threads or available_threads(), persistent=task.contact_forces)
         self.plants = Plants(self.batch, task.fields, task.contact_forces)
@@ -89,6 +90,16 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             self._force = self.batch.bind("actuator_force")
             self._chain = chain.bind(num_envs, task.model.nu, float(task.model.opt.timestep))
             self._store = JoinedStore((self._store, self._chain))
+        self._sensors = None
+        if perception:
+            from sim2real.adapters.wrappers import readings, sensors
+
+            chain = sensors(perception)
+            width, self.single_observation_space = readings(task.observation_space, chain)
+            self._sensors = chain.bind(num_envs, width, task.dt)
+            self._store = JoinedStore((self._store, self._sensors))
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._reading: Array = np.zeros(self.observation_space.shape or ())
         self.randomizer = Randomizer(parse_randomizations(parameters), self._store, num_envs, task.dt)
         self._initial = InitialState(initial_state, mujoco_state_units(task.model)) if initial_state else None
         self._push: PushSchedule | None = None
@@ -138,8 +149,17 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         infos = self._begin(mask, fresh, forced)
         self._done[mask] = False
         self._begun |= mask
-        observation = self.task.observe(self.plants, slice(None))
+        observation = self._sensed(self.task.observe(self.plants, slice(None)), mask)
         return observation, self._masked(infos, mask, mask)
+
+    def _sensed(self, observation: Array, mask: Mask | None = None) -> Array:
+        """Return what the sensors make of observations; outside of `mask` what they read last."""
+        if self._sensors is None:
+            return observation
+        read = self._sensors.apply(np.asarray(observation, float)[:, None], mask=mask)[:, 0]
+        read = read.astype(self.single_observation_space.dtype)
+        self._reading = read if mask is None else np.where(mask[:, None], read, self._reading)
+        return self._reading.copy()
 
     def _reset_mask(self, options: Mapping[str, Any]) -> Mask:
         mask = options.get("reset_mask")
@@ -185,6 +205,10 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             self._chain.reset(mask)
             if fresh.any():
                 self._chain.seed(self._seeds, fresh)
+        if self._sensors is not None:
+            self._sensors.reset(mask)
+            if fresh.any():
+                self._sensors.seed(self._seeds, fresh)
         self.batch.reset(ids, stage=0)
         for i in rows:
             self.plants.qpos[i], self.plants.qvel[i] = self.task.initial(self._rngs[i])
@@ -225,6 +249,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             if self.autoreset_mode == AutoresetMode.NEXT_STEP:
                 return self._step_some(actions, ~self._done)
         observation, reward, terminated, infos = self._advance(actions, None)
+        observation = self._sensed(observation)
         truncated = self._truncations()
         self._done = terminated | truncated
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._done.any():
@@ -273,7 +298,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         rows = np.flatnonzero(~going)
         observation[rows] = self.task.observe(self.plants, rows)
         self._done = terminated | truncated
-        return observation, reward, terminated, truncated, self._merged(infos, going, begun, ~going)
+        return self._sensed(observation), reward, terminated, truncated, self._merged(infos, going, begun, ~going)
 
     def _restart(
         self, observation: Array, reward: Array, terminated: Mask, truncated: Mask, infos: Infos
@@ -286,12 +311,19 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         kept = {key: np.where(_rows(ended, value), value, np.zeros_like(value)) for key, value in infos.items()}
         last = self._masked(kept, ended, ended)
         begun = self._begin(ended, np.zeros(self.num_envs, bool), {})
-        rows = np.flatnonzero(ended)
-        observation[rows] = self.task.observe(self.plants, rows)
+        observation = self._observed_anew(observation, ended)
         self._done = np.zeros(self.num_envs, bool)
         merged = self._merged(infos, ~ended, begun, ended)
         merged |= {"final_obs": final, "_final_obs": ended.copy(), "final_info": last, "_final_info": ended.copy()}
         return observation, reward, terminated, truncated, merged
+
+    def _observed_anew(self, observation: Array, mask: Mask) -> Array:
+        """Return observations with those in `mask` taken, and read, again."""
+        rows = np.flatnonzero(mask)
+        if self._sensors is None:
+            observation[rows] = self.task.observe(self.plants, rows)
+            return observation
+        return self._sensed(self.task.observe(self.plants, slice(None)), mask)
 
     def _masked(self, infos: Infos, mask: Mask, shown: Mask) -> dict[str, Any]:
         """Return infos with the mask that Gymnasium pairs them with, and the parameters in force where `shown`."""

@@ -25,6 +25,7 @@ def make_vec(
     initial_state: Mapping[str, str] | None = None,
     push: Mapping[str, Any] | None = None,
     execution: Sequence[Mapping[str, Any]] = (),
+    perception: Sequence[Mapping[str, Any]] = (),
     autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     vectorization: Literal["fastest", "batch", "sync", "async"] = "fastest",
     threads: int = 0,
@@ -43,6 +44,7 @@ def make_vec(
         initial_state: as for `RandomizeInitialState`.
         push: the arguments of `Push`, by name.
         execution: stages between actions and plant, as for `ExecutionGap`.
+        perception: stages between plant and observations, as for `PerceptionGap`.
         autoreset_mode: of Gymnasium.
         vectorization: "batch", "sync" or "async", or "fastest" for batch where there is one and sync elsewhere.
         threads: for the batch; 0 means all the cores of this process.
@@ -64,6 +66,7 @@ def make_vec(
         "initial_state": initial_state,
         "push": push,
         "execution": execution,
+        "perception": perception,
     }
     if isinstance(env, Task):
         if kwargs or vectorization not in ("fastest", "batch"):
@@ -116,6 +119,7 @@ def randomized(
     initial_state: Mapping[str, str] | None = None,
     push: Mapping[str, Any] | None = None,
     execution: Sequence[Mapping[str, Any]] = (),
+    perception: Sequence[Mapping[str, Any]] = (),
 ) -> gym.Env[Any, Any]:
     """Wrap a single environment in what is asked for; the arguments are those of `make_vec`."""
     if initial_state:
@@ -127,6 +131,10 @@ def randomized(
         from sim2real.adapters import ExecutionGap
 
         env = ExecutionGap(env, execution)
+    if perception:
+        from sim2real.adapters import PerceptionGap
+
+        env = PerceptionGap(env, perception)
     if parameters:
         env = RandomizeDynamics(env, parameters)
     return env

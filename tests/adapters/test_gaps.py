@@ -10,6 +10,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
+import yaml
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
@@ -188,11 +189,17 @@ def test_readings_are_those_of_the_sensors() -> None:
     assert wide.observation_space.shape == wide.reset()[0].shape == (6,)
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["wrapped", "made"])
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
-def test_a_vector_environment_reads_what_single_ones_do(mode: str) -> None:
+def test_a_vector_environment_reads_what_single_ones_do(mode: str, inside: bool) -> None:
     mode = gym.vector.AutoresetMode(mode)
     n, dt = 3, gym.make("Hopper-v5").unwrapped.dt  # type: ignore[attr-defined]
-    many: Any = VectorPerceptionGap(make_vec("Hopper-v5", n, max_episode_steps=9, autoreset_mode=mode), PERCEPTION, dt)
+    many: Any
+    if inside:
+        many = make_vec("Hopper-v5", n, max_episode_steps=9, autoreset_mode=mode, perception=PERCEPTION)
+    else:
+        many = make_vec("Hopper-v5", n, max_episode_steps=9, autoreset_mode=mode)
+        many = VectorPerceptionGap(many, PERCEPTION, dt)
     reference: Any = gym.vector.SyncVectorEnv(
         [lambda: PerceptionGap(gym.make("Hopper-v5", max_episode_steps=9), PERCEPTION)] * n, autoreset_mode=mode
     )
@@ -237,3 +244,24 @@ def test_perception_is_among_what_is_randomized() -> None:
     )
     _, info = env.reset(seed=0)
     assert 0.2 <= info["parameters"]["perception.noise.additive"] <= 0.4
+
+
+def test_a_recipe_has_both_gaps(tmp_path: Any) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "execution: [{stage: latency}, {stage: servo_friction, coulomb: 2.0}]\n"
+        "perception: [{stage: latency, delay: 0.01, start: hold}, {stage: noise}]\n"
+        "parameters: {execution.latency.delay: '=U(0, 0.02) s', perception.noise.additive: '=U(0.01, 0.1)'}\n"
+    )
+    env: Any = sim2real.wrap(gym.make("Hopper-v5"), str(file))
+    info = env.reset(seed=1)[1]
+    assert set(info["parameters"]) == {"execution.latency.delay", "perception.noise.additive"}
+    gaps = sim2real.gaps({**yaml.safe_load(file.read_text()), "execution": [{"stage": "latency"}]})
+    many: Any = make_vec("Hopper-v5", 2, **gaps)
+    one: Any = sim2real.wrap(
+        gym.make("Hopper-v5"), {**yaml.safe_load(file.read_text()), "execution": gaps["execution"]}
+    )
+    np.testing.assert_allclose(many.reset(seed=1)[0][0], one.reset(seed=1)[0])
+    action = np.full((2, 3), 0.2, np.float32)
+    for _ in range(5):
+        np.testing.assert_allclose(many.step(action)[0][0], one.step(action[0])[0], rtol=1e-9)
