@@ -163,6 +163,16 @@ class Chain:
         return any(s.feedback for s in self.stages)
 
     @property
+    def takes(self) -> str | None:
+        """The unit that the first stage which asks for one takes."""
+        return next((stage.takes for stage in self.stages if stage.takes), None)
+
+    @property
+    def gives(self) -> str | None:
+        """The unit that comes out, where the stages say."""
+        return next((unit for stage in reversed(self.stages) if (unit := stage.gives or stage.takes)), None)
+
+    @property
     def longest_delay(self) -> float:
         """The most that its delay lines can hold a signal back, together [s]."""
         return sum(s.longest for s in self.stages if isinstance(s, Latency))

@@ -7,22 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.adapters.chain import Chain
 from sim2real.adapters.stage import PlantView
 from sim2real.errors import ParameterError
+from sim2real.randomization.mujoco_parameters import BatchModels
+from sim2real.randomization.mujoco_simulator import effective_inertia
 
 Array = NDArray[np.float64]
 
 
-class JointMotion:
-    """Reads joints and the efforts on them from a MuJoCo model of one plant, one column an actuator.
+class Motors:
+    """Which joints the actuators of a MuJoCo model drive, one column an actuator.
 
     Args:
         model: all of whose actuators are motors, each an effort on one hinge or slide joint in proportion to its
             control.
-
-    Attributes:
-        effort: (A,) effort at the joint for a control of one [N·m or N].
 
     Raises:
         ParameterError: another actuator, which is named.
@@ -47,14 +45,22 @@ class JointMotion:
                 "proportion to its control), so that stages which need the motion of the plant have no effort to act "
                 "on; make it a motor and let a drive stage do what it did"
             )
-        self._model, self._dofs, self._places = model, model.jnt_dofadr[joints], model.jnt_qposadr[joints]
-        self.effort: Array = model.actuator_gainprm[:, 0] * model.actuator_gear[:, 0]
+        self.model, self.dofs, self.places = model, model.jnt_dofadr[joints], model.jnt_qposadr[joints]
+
+
+class JointMotion(Motors):
+    """Reads joints and the efforts on them from one plant."""
+
+    @property
+    def effort(self) -> Array:
+        """Effort at the joint for a control of one, as the model is now: (A,) [N·m or N]."""
+        return self.model.actuator_gainprm[:, 0] * self.model.actuator_gear[:, 0]  # type: ignore[no-any-return]
 
     def view(self, data: Any) -> PlantView:
         """Return the motion now: (1, A) each. Computes positions and velocities, and leaves the state as it is."""
         import mujoco
 
-        model = self._model
+        model = self.model
         mujoco.mj_fwdPosition(model, data)
         mujoco.mj_fwdVelocity(model, data)
         inertia = np.empty((model.nv, model.nv))
@@ -62,18 +68,43 @@ class JointMotion:
         effective = 1.0 / np.diagonal(np.linalg.inv(inertia))
         load = data.qfrc_bias - data.qfrc_passive
         return PlantView(
-            position=data.qpos[self._places][None],
-            velocity=data.qvel[self._dofs][None],
-            effective_inertia=effective[self._dofs][None],
-            load=load[self._dofs][None],
+            position=data.qpos[self.places][None],
+            velocity=data.qvel[self.dofs][None],
+            effective_inertia=effective[self.dofs][None],
+            load=load[self.dofs][None],
         )
 
 
-def takes(chain: Chain) -> str | None:
-    """Return the unit that the first stage of a chain which asks for one takes."""
-    return next((stage.takes for stage in chain.stages if stage.takes), None)
+class BatchMotion(Motors):
+    """Reads joints and the efforts on them from a `mujoco.batch.Batch` of n plants.
 
+    Args:
+        batch: of a model all of whose actuators are motors.
+    """
 
-def gives(chain: Chain) -> str | None:
-    """Return the unit that comes out of a chain, where its stages say."""
-    return next((stage.gives or stage.takes for stage in reversed(chain.stages) if stage.gives or stage.takes), None)
+    def __init__(self, batch: Any) -> None:
+        super().__init__(batch.model)
+        self._batch, self._models = batch, BatchModels(batch)
+        self._qpos, self._qvel, self._inertia = batch.bind("qpos"), batch.bind("qvel"), batch.bind("M")
+        self._bias, self._passive = batch.bind("qfrc_bias"), batch.bind("qfrc_passive")
+
+    @property
+    def effort(self) -> Array:
+        """Effort at the joint for a control of one, as the models are now: (n, A) [N·m or N]."""
+        gain, gear = self._models.values("actuator_gainprm"), self._models.values("actuator_gear")
+        return np.asarray(gain[..., 0] * gear[..., 0], float)
+
+    def view(self, ids: NDArray[np.int32] | None = None) -> PlantView:
+        """Return the motion of the plants `ids`, of all by default: (n, A) each; of the others it says nothing."""
+        import mujoco
+
+        self._batch.forward(ids, stage=int(mujoco.mjtStage.mjSTAGE_VEL))
+        effective = np.ones((len(self._qpos), self.model.nv))
+        rows = slice(None) if ids is None else ids
+        effective[rows] = effective_inertia(self.model, self._inertia[rows])
+        return PlantView(
+            position=self._qpos[:, self.places],
+            velocity=self._qvel[:, self.dofs],
+            effective_inertia=effective[:, self.dofs],
+            load=(self._bias - self._passive)[:, self.dofs],
+        )

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from sim2real.adapters.chain import BoundChain, Chain
-from sim2real.adapters.motion import JointMotion, gives, takes
+from sim2real.adapters.motion import JointMotion
 from sim2real.errors import ParameterError
 from sim2real.randomization.env_parameters import (
     Env,
@@ -71,12 +71,11 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
         base: Any = env.unwrapped
         self._at_substeps = is_mujoco(env) and hasattr(base, "_step_mujoco_simulation")
         self._motion: JointMotion | None = None
-        self._scale: Any = 1.0, 1.0
         if chain.feedback:
             if not self._at_substeps:
                 refuse_feedback(chain)
             self._motion = JointMotion(base.model)
-            self._scale = scales(chain, self._motion)
+            refuse_other_output(chain)
         substep = float(base.model.opt.timestep) if self._at_substeps else (dt or control_period(env))
         self._line: BoundChain = chain.bind(1, space.shape[0], substep)
         self._delivered = np.zeros(space.shape)
@@ -116,16 +115,17 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
         import mujoco
 
         base: Any = self.env.unwrapped
-        entry, leave = self._scale
         command = np.asarray(ctrl, float)
         if self._motion is None:
             for given in self._line.apply(np.repeat(command[None, None], n_frames, 1))[0]:
                 base.data.ctrl[:] = given
                 mujoco.mj_step(base.model, base.data)
         else:
+            effort = self._motion.effort
+            sent = command * effort if self._line.chain.takes == "N·m" else command
             for _ in range(n_frames):
-                view = self._motion.view(base.data)
-                base.data.ctrl[:] = self._line.apply((command * entry)[None, None], view)[0, 0] * leave
+                delivered = self._line.apply(sent[None, None], self._motion.view(base.data))[0, 0]
+                base.data.ctrl[:] = delivered / effort
                 mujoco.mj_step(base.model, base.data)
         self._delivered = base.data.ctrl.copy()
         mujoco.mj_rnePostConstraint(base.model, base.data)
@@ -288,13 +288,12 @@ def refuse_other_gap(chain: Chain, gap: str) -> None:
             raise ParameterError(f"stage {stage.name} is one of the {stage.gap}; give it to {other}")
 
 
-def scales(chain: Chain, motion: JointMotion) -> tuple[Any, Any]:
-    """Return what to multiply actions with before a chain with feedback, and its output with to get controls."""
-    if (out := gives(chain)) != "N·m":
+def refuse_other_output(chain: Chain) -> None:
+    """Raise a ParameterError unless an effort comes out of a chain."""
+    if (out := chain.gives) != "N·m":
         raise ParameterError(
             f"what comes out of the stages is in {out}, but a motor takes an effort: end with a dc_motor"
         )
-    return motion.effort if takes(chain) == "N·m" else 1.0, 1.0 / motion.effort
 
 
 def refuse_feedback(chain: Chain) -> None:
@@ -302,7 +301,7 @@ def refuse_feedback(chain: Chain) -> None:
     for stage in chain.stages:
         if stage.feedback:
             raise ParameterError(
-                f"stage {stage.name} needs the motion of the plant, which this environment does not show (a single "
-                "MuJoCo environment with motors does); on MuJoCo dynamics.<joint>.frictionloss and .damping can be "
+                f"stage {stage.name} needs the motion of the plant, which this environment does not show (those "
+                "on MuJoCo with motors do); on MuJoCo dynamics.<joint>.frictionloss and .damping can be "
                 "randomized instead"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,11 +115,7 @@ class MujocoSimulator:
 
         stored = self._batch.bind("M")  # before `forward`, which fills what is bound
         self._batch.forward(stage=int(mujoco.mjtStage.mjSTAGE_POS))
-        dof = self.degrees_of_freedom
-        rows, columns = np.repeat(np.arange(dof), self._compiled.M_rownnz), self._compiled.M_colind
-        inertia = np.zeros((self.n, dof, dof))
-        inertia[:, rows, columns] = inertia[:, columns, rows] = stored
-        return np.asarray(1.0 / np.diagonal(np.linalg.inv(inertia), axis1=1, axis2=2))
+        return effective_inertia(self._compiled, stored)
 
     def bias_effort(self) -> Array:
         import mujoco
@@ -126,3 +123,17 @@ class MujocoSimulator:
         bias, passive = self._batch.bind("qfrc_bias"), self._batch.bind("qfrc_passive")
         self._batch.forward(stage=int(mujoco.mjtStage.mjSTAGE_VEL))
         return np.array(bias - passive)
+
+
+def effective_inertia(model: Any, stored: Array) -> Array:
+    """Return the inertia that each degree of freedom shows to an effort of its own: (n, V).
+
+    Args:
+        model: MuJoCo's.
+        stored: (n, nC) joint space inertias, as MuJoCo's `M` holds them.
+    """
+    dof = int(model.nv)
+    rows, columns = np.repeat(np.arange(dof), model.M_rownnz), model.M_colind
+    inertia = np.zeros((len(stored), dof, dof))
+    inertia[:, rows, columns] = inertia[:, columns, rows] = stored
+    return np.asarray(1.0 / np.diagonal(np.linalg.inv(inertia), axis1=1, axis2=2))

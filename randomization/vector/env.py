@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from sim2real.adapters import BoundChain, Chain
 from sim2real.errors import ParameterError
 from sim2real.randomization.env_parameters import JoinedStore
 from sim2real.randomization.initial_state import InitialState, mujoco_state_units
@@ -80,13 +81,16 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._store: ParameterStore = MujocoParameters(
             MujocoFields(task.model, name or "the model"), BatchModels(self.batch)
         )
-        self._chain = None
+        self._chain, self._motion = None, None
         if execution:
-            from sim2real.adapters import Chain
-            from sim2real.adapters.wrappers import refuse_feedback
+            from sim2real.adapters.motion import BatchMotion
+            from sim2real.adapters.wrappers import refuse_other_gap, refuse_other_output
 
             chain = Chain.from_config(execution, gap="execution")
-            refuse_feedback(chain)
+            refuse_other_gap(chain, "execution")
+            if chain.feedback:
+                self._motion = BatchMotion(self.batch)
+                refuse_other_output(chain)
             self._force = self.batch.bind("actuator_force")
             self._chain = chain.bind(num_envs, task.model.nu, float(task.model.opt.timestep))
             self._store = JoinedStore((self._store, self._chain))
@@ -274,19 +278,31 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             self.plants.ctrl[...] = actions
             self.batch.step(ids, nstep=self.task.frame_skip)
         else:
-            held = np.repeat(actions[:, None].astype(float), self.task.frame_skip, 1)
-            commands = self._chain.apply(held, mask=going)
-            self.batch.rollout(self.task.frame_skip, commands if ids is None else commands[ids], record=(), ids=ids)
+            delivered = self._execute(self._chain, actions.astype(float), going, ids)
         self.plants.after_step(mask)
         self._elapsed += mask
         observation = self.task.observe(self.plants, slice(None))
         reward, terminated, infos = self.task.outcome(self.plants, before, actions, observation)
         if self._chain is not None:
-            infos |= {"commanded_action": actions.astype(float), "delivered_action": commands[:, -1].copy()}
+            infos |= {"commanded_action": actions.astype(float), "delivered_action": delivered}
             infos["applied_effort"] = self._force.copy()
         if self._push is not None:
             infos["push"] = self.batch.bind("xfrc_applied")[:, self._pushed].copy()
         return observation, reward, terminated, infos
+
+    def _execute(self, chain: BoundChain, actions: Array, going: Mask | None, ids: NDArray[np.int32] | None) -> Array:
+        """Step the plants through the stages; return what came out of these last: (n, A)."""
+        skip, rows = self.task.frame_skip, slice(None) if ids is None else ids
+        if self._motion is None:
+            commands = chain.apply(np.repeat(actions[:, None], skip, 1), mask=going)
+            self.batch.rollout(skip, commands[rows], record=(), ids=ids)
+            return commands[:, -1].copy()
+        effort = self._motion.effort
+        sent = actions * effort if chain.chain.takes == "N·m" else actions
+        for _ in range(skip):
+            commands = chain.apply(sent[:, None], self._motion.view(ids), mask=going) / effort[:, None]
+            self.batch.rollout(1, commands[rows], record=(), ids=ids)
+        return commands[:, -1].copy()
 
     def _step_some(self, actions: NDArray[Any], going: Mask) -> tuple[Array, Array, Mask, Mask, dict[str, Any]]:
         """NEXT_STEP: the environments that are not `going` begin an episode instead."""

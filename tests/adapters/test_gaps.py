@@ -10,7 +10,6 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
-import yaml
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
@@ -53,6 +52,13 @@ FEEDBACK: list[dict[str, Any]] = [
     {"stage": "servo_friction", "coulomb": 0.5, "viscous": 0.1, "stribeck": 0.3, "load_motor": 0.05},
 ]
 
+DRIVEN: list[dict[str, Any]] = [
+    {"stage": "latency", "delay": 0.003},
+    {"stage": "drive", "kp": 60.0, "kd": 2.0, "limit": 20.0, "period": 0.004, "output": "V"},
+    {"stage": "voltage_sag", "supply_voltage": 12.0, "internal_resistance": 0.1, "back_emf": 0.5},
+    {"stage": "dc_motor", "resistance": 1.0, "torque_constant": 0.5, "supply_voltage": 12.0, "gear": 10.0},
+    {"stage": "friction", "coulomb": 1.0},
+]
 
 ON_MUJOCO = ("Hopper-v5", "HalfCheetah-v5", "Reacher-v5")
 
@@ -222,19 +228,33 @@ def test_a_vector_environment_reads_what_single_ones_do(mode: str, inside: bool)
             )
 
 
-def test_a_vector_environment_executes_what_single_ones_do() -> None:
-    stages = [s for s in EXECUTION if s["stage"] != "torque_limit"]
-    many = make_vec("Hopper-v5", 3, execution=stages)
-    reference: Any = gym.vector.SyncVectorEnv([lambda: ExecutionGap(gym.make("Hopper-v5"), stages)] * 3)
+@pytest.mark.parametrize(
+    "stages",
+    [[s for s in EXECUTION if s["stage"] != "torque_limit"], FEEDBACK, DRIVEN],
+    ids=["signals", "feedback", "drive"],
+)
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_a_vector_environment_executes_what_single_ones_do(mode: str, stages: Any) -> None:
+    mode = gym.vector.AutoresetMode(mode)
+    gears = {"dynamics.*.gear": "*U(0.5, 1)"}
+    many = make_vec("Hopper-v5", 3, execution=stages, parameters=gears, autoreset_mode=mode, max_episode_steps=6)
+    reference: Any = gym.vector.SyncVectorEnv(
+        [lambda: sim2real.RandomizeDynamics(ExecutionGap(gym.make("Hopper-v5", max_episode_steps=6), stages), gears)]
+        * 3,
+        autoreset_mode=mode,
+    )
     many.reset(seed=5)
     reference.reset(seed=5)
     rng = np.random.default_rng(0)
-    for _ in range(10):
+    for _ in range(15):
         actions = rng.uniform(-1, 1, (3, 3)).astype(np.float32)
         ours, theirs = many.step(actions), reference.step(actions)
-        for key in ("commanded_action", "delivered_action", "applied_effort"):
-            np.testing.assert_allclose(ours[4][key], theirs[4][key], rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-7, atol=1e-7)
+        for key in ("commanded_action", "delivered_action", "applied_effort"):
+            assert (key in ours[4]) == (key in theirs[4])  # all begin together, and then none acts
+            if key in ours[4]:
+                np.testing.assert_array_equal(ours[4][f"_{key}"], theirs[4][f"_{key}"])
+                np.testing.assert_allclose(ours[4][key], theirs[4][key], rtol=1e-7, atol=1e-7)
 
 
 def test_perception_is_among_what_is_randomized() -> None:
@@ -256,12 +276,9 @@ def test_a_recipe_has_both_gaps(tmp_path: Any) -> None:
     env: Any = sim2real.wrap(gym.make("Hopper-v5"), str(file))
     info = env.reset(seed=1)[1]
     assert set(info["parameters"]) == {"execution.latency.delay", "perception.noise.additive"}
-    gaps = sim2real.gaps({**yaml.safe_load(file.read_text()), "execution": [{"stage": "latency"}]})
-    many: Any = make_vec("Hopper-v5", 2, **gaps)
-    one: Any = sim2real.wrap(
-        gym.make("Hopper-v5"), {**yaml.safe_load(file.read_text()), "execution": gaps["execution"]}
-    )
+    many: Any = make_vec("Hopper-v5", 2, **sim2real.gaps(str(file)))
+    one: Any = sim2real.wrap(gym.make("Hopper-v5"), str(file))
     np.testing.assert_allclose(many.reset(seed=1)[0][0], one.reset(seed=1)[0])
     action = np.full((2, 3), 0.2, np.float32)
     for _ in range(5):
-        np.testing.assert_allclose(many.step(action)[0][0], one.step(action[0])[0], rtol=1e-9)
+        np.testing.assert_allclose(many.step(action)[0][0], one.step(action[0])[0], rtol=1e-7, atol=1e-7)
