@@ -91,8 +91,8 @@ class BatchMotion(Motors):
     @property
     def effort(self) -> Array:
         """Effort at the joint for a control of one, as the models are now: (n, A) [N·m or N]."""
-        gain, gear = self._models.values("actuator_gainprm"), self._models.values("actuator_gear")
-        return np.asarray(gain[..., 0] * gear[..., 0], float)
+        gain, gear = (np.asarray(self._models.values(f"actuator_{f}"), np.float64) for f in ("gainprm", "gear"))
+        return gain[..., 0] * gear[..., 0]
 
     def view(self, ids: NDArray[np.int32] | None = None) -> PlantView:
         """Return the motion of the plants `ids`, of all by default: (n, A) each; of the others it says nothing."""

@@ -208,8 +208,8 @@ class Stage(ABC):
             for k in range(signal.shape[1]):
                 numbers = tuple(d[:, k] for d in drawn) if drawn else ()
                 y, state = kernel(signal[:, k], state, p, numbers, motion)
-                rows.append(y)
-            out = rows[0][:, None] if len(rows) == 1 else xp.stack(rows, axis=1)
+                rows.append(y[:, None])
+            out = rows[0] if len(rows) == 1 else xp.concat(rows, axis=1)
         if context.channels is not None:
             out = xp.where(context.channels, out, signal)
         return state, xp.concat([signal, out], axis=-1) if self.appends else out

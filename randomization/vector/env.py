@@ -294,15 +294,15 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """Step the plants through the stages; return what came out of these last: (n, A)."""
         skip, rows = self.task.frame_skip, slice(None) if ids is None else ids
         if self._motion is None:
-            commands = chain.apply(np.repeat(actions[:, None], skip, 1), mask=going)
+            commands: Array = chain.apply(np.repeat(actions[:, None], skip, 1), mask=going)
             self.batch.rollout(skip, commands[rows], record=(), ids=ids)
-            return commands[:, -1].copy()
+            return np.array(commands[:, -1])
         effort = self._motion.effort
         sent = actions * effort if chain.chain.takes == "N·m" else actions
         for _ in range(skip):
             commands = chain.apply(sent[:, None], self._motion.view(ids), mask=going) / effort[:, None]
             self.batch.rollout(1, commands[rows], record=(), ids=ids)
-        return commands[:, -1].copy()
+        return np.array(commands[:, -1])
 
     def _step_some(self, actions: NDArray[Any], going: Mask) -> tuple[Array, Array, Mask, Mask, dict[str, Any]]:
         """NEXT_STEP: the environments that are not `going` begin an episode instead."""
