@@ -287,24 +287,24 @@ class BoundChain:
             ParameterError: an unknown name, a wrong shape, or a value outside the field's range. Nothing is written.
         """
         xp = self._xp
-        owners = {s.parameter(f): (s, f) for s in self.chain.stages for f in s.FIELDS}
-        widths = dict(zip((s.name for s in self.chain.stages), self._widths, strict=False))
+        stages = self.chain.stages
+        owners = {s.parameter(f): (i, f) for i, s in enumerate(stages) for f in s.FIELDS}
         device, checked = array_api_compat.device(self._like), {}
         for name, value in values.items():
             if name not in owners:
                 raise ParameterError(f"no parameter named {name!r}{did_you_mean(name, owners)}")
-            stage, key = owners[name]
+            at, key = owners[name]
             if array_api_compat.is_torch_array(value) and array_api_compat.is_torch_array(self._like):
                 new = value.to(device=device, dtype=self._like.dtype).clone()
             else:
                 new = xp.asarray(value, dtype=self._like.dtype, device=device, copy=True)
-            width = widths[stage.name]
+            width = self._widths[at]
             if tuple(new.shape) not in ((self.n,), (self.n, 1), (self.n, width)):
                 raise ParameterError(
                     f"{name}: expected ({self.n},) or ({self.n}, {width}) values, found shape {tuple(new.shape)}"
                 )
             new = new[:, None] if new.ndim == 1 else new
-            field = stage.FIELDS[key]
+            field = stages[at].FIELDS[key]
             if not bool(xp.all((new >= field.low) & (new <= field.high))):
                 raise ParameterError(
                     f"{name}: expected values in [{field.low:g}, {field.high:g}] {field.unit}, found one outside or NaN"
@@ -312,17 +312,16 @@ class BoundChain:
             if mask is not None:
                 new = xp.where(xp.asarray(mask, device=device)[:, None], new, self._values[name])
             checked[name] = new
-        touched = {id(owners[name][0]): owners[name][0] for name in checked}
-        for stage in touched.values():
-            names = {f: stage.parameter(f) for f in stage.FIELDS}
-            stage.check({f: checked.get(name, self._values[name]) for f, name in names.items()})
+        touched = sorted({owners[name][0] for name in checked})
+        for at in touched:
+            names = {f: stages[at].parameter(f) for f in stages[at].FIELDS}
+            stages[at].check({f: checked.get(name, self._values[name]) for f, name in names.items()})
         self._values.update(checked)
-        for i, stage in enumerate(self.chain.stages):
-            if id(stage) in touched:
-                context = self._contexts[i]
-                parameters = {f: self._values[stage.parameter(f)] for f in stage.FIELDS}
-                context.update(parameters, stage.coefficients(xp, self.dt, parameters))
-                stage.prepare(context)
+        for at in touched:
+            context, stage = self._contexts[at], stages[at]
+            parameters = {f: self._values[stage.parameter(f)] for f in stage.FIELDS}
+            context.update(parameters, stage.coefficients(xp, self.dt, parameters))
+            stage.prepare(context)
 
     def read(self) -> dict[str, Signal]:
         """Return what is in force: name -> (n,), or (n, width) where channels differ."""
