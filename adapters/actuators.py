@@ -143,8 +143,9 @@ class VoltageSag(Stage):
         def step(u: Signal, s: State, p: State, e: State, m: State) -> tuple[Signal, State]:
             supply, ratio, constant = p
             emf = constant * m[1]
-            high = xp.where(supply > emf, (supply + ratio * emf) / (1.0 + ratio), supply)
-            low = xp.where(supply > -emf, (ratio * emf - supply) / (1.0 + ratio), -supply)
+            zero = 0.0 * emf  # a supply breaks down where a motor that turns the other way would draw more than it has
+            high = xp.maximum(xp.where(supply > emf, (supply + ratio * emf) / (1.0 + ratio), supply), zero)
+            low = xp.minimum(xp.where(supply > -emf, (ratio * emf - supply) / (1.0 + ratio), -supply), zero)
             return xp.minimum(xp.maximum(u, low), high), s
 
         return step

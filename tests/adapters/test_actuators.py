@@ -87,11 +87,13 @@ def test_a_supply_sags_by_the_current_that_is_drawn(command: float, speed: float
     volts = moving(sag, command, speed)
     current = (volts - constant * speed) / resistance
     drawn = current * np.sign(command)  # what drives the motor the way that was asked for
+    left = max(supply - internal * max(drawn, 0.0), 0.0)
     if abs(volts) < abs(command):  # at its limit
-        assert abs(volts) == pytest.approx(supply - internal * max(drawn, 0.0), rel=1e-9)
+        assert abs(volts) == pytest.approx(left, rel=1e-9, abs=1e-9)
+        assert volts * command >= 0
     else:
         assert volts == command
-        assert abs(volts) <= supply - internal * max(drawn, 0.0) + 1e-9
+        assert abs(volts) <= left + 1e-9
 
 
 def test_a_drive_is_a_controller_at_its_own_rate() -> None:
