@@ -45,32 +45,27 @@ class Motors:
                 "proportion to its control), so that stages which need the motion of the plant have no effort to act "
                 "on; make it a motor and let a drive stage do what it did"
             )
-        self.model, self.dofs, self.places = model, model.jnt_dofadr[joints], model.jnt_qposadr[joints]
+        self.dofs, self.places = model.jnt_dofadr[joints], model.jnt_qposadr[joints]
 
 
 class JointMotion(Motors):
-    """Reads joints and the efforts on them from one plant."""
+    """Reads joints and the efforts on them from one plant, whose model may be changed and made anew meanwhile."""
 
-    @property
-    def effort(self) -> Array:
-        """Effort at the joint for a control of one, as the model is now: (A,) [N·m or N]."""
-        return self.model.actuator_gainprm[:, 0] * self.model.actuator_gear[:, 0]  # type: ignore[no-any-return]
+    def effort(self, model: Any) -> Array:
+        """Return the effort at the joint for a control of one, as the model is now: (A,) [N·m or N]."""
+        return model.actuator_gainprm[:, 0] * model.actuator_gear[:, 0]  # type: ignore[no-any-return]
 
-    def view(self, data: Any) -> PlantView:
+    def view(self, model: Any, data: Any) -> PlantView:
         """Return the motion now: (1, A) each. Computes positions and velocities, and leaves the state as it is."""
         import mujoco
 
-        model = self.model
         mujoco.mj_fwdPosition(model, data)
         mujoco.mj_fwdVelocity(model, data)
-        inertia = np.empty((model.nv, model.nv))
-        mujoco.mj_fullM(model, data, inertia)
-        effective = 1.0 / np.diagonal(np.linalg.inv(inertia))
         load = data.qfrc_bias - data.qfrc_passive
         return PlantView(
             position=data.qpos[self.places][None],
             velocity=data.qvel[self.dofs][None],
-            effective_inertia=effective[self.dofs][None],
+            effective_inertia=effective_inertia(model, data.M[None])[:, self.dofs],
             load=load[self.dofs][None],
         )
 
@@ -99,9 +94,9 @@ class BatchMotion(Motors):
         import mujoco
 
         self._batch.forward(ids, stage=int(mujoco.mjtStage.mjSTAGE_VEL))
-        effective = np.ones((len(self._qpos), self.model.nv))
+        effective = np.ones((len(self._qpos), self._batch.model.nv))
         rows = slice(None) if ids is None else ids
-        effective[rows] = effective_inertia(self.model, self._inertia[rows])
+        effective[rows] = effective_inertia(self._batch.model, self._inertia[rows])
         return PlantView(
             position=self._qpos[:, self.places],
             velocity=self._qvel[:, self.dofs],

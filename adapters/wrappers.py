@@ -36,8 +36,8 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
 
     The signal is the action, in the units of the environment. Where a stage needs the motion of the plant (friction,
     drive, torque-speed curve), which MuJoCo environments with motors show, the signal is the effort at the joint [N·m],
-    control times gain and gear, from the first stage that takes one; a drive takes the action as a position [rad], a
-    DC motor as a voltage.
+    control times gain and gear, through all stages; or, where the first stage that asks for a unit asks for another,
+    the action in that unit: a position for a drive [rad], a voltage for a DC motor [V].
 
     `info` holds `commanded_action`, `delivered_action` (what came out of the stages at the last substep) and, on
     MuJoCo, `applied_effort` (what the actuators then exerted, in their own units, within their force limits).
@@ -121,10 +121,10 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
                 base.data.ctrl[:] = given
                 mujoco.mj_step(base.model, base.data)
         else:
-            effort = self._motion.effort
+            effort = self._motion.effort(base.model)
             sent = command * effort if self._line.chain.takes == "N·m" else command
             for _ in range(n_frames):
-                delivered = self._line.apply(sent[None, None], self._motion.view(base.data))[0, 0]
+                delivered = self._line.apply(sent[None, None], self._motion.view(base.model, base.data))[0, 0]
                 base.data.ctrl[:] = delivered / effort
                 mujoco.mj_step(base.model, base.data)
         self._delivered = base.data.ctrl.copy()

@@ -93,6 +93,21 @@ def test_a_copy_reads_the_same_and_a_seed_gives_the_same_bytes(how: str) -> None
     np.testing.assert_array_equal(rollout(env, 3), expected)
 
 
+def test_a_copy_feels_the_friction_of_its_own_plant() -> None:
+    """Gymnasium builds the model of a copy anew: what feeds back must look at that one."""
+
+    def made() -> Any:
+        return sim2real.RandomizeDynamics(
+            ExecutionGap(gym.make("Hopper-v5"), FEEDBACK),
+            {"dynamics.*.gear": "*U(0.3, 1)", "dynamics.*.mass": "*U(1, 3)"},
+        )
+
+    env = made()
+    rollout(env, 5)
+    twin = pickle.loads(pickle.dumps(env))
+    np.testing.assert_array_equal(rollout(twin, 3), rollout(made(), 3))
+
+
 def rollout(env: Any, seed: int, steps: int = 15) -> Array:
     rng = np.random.default_rng(0)
     out = [env.reset(seed=seed)[0]]
@@ -153,7 +168,7 @@ def test_a_plant_view_is_that_of_the_engine() -> None:
     for _ in range(20):
         base.step(base.action_space.sample())
     before = base.data.qpos.copy(), base.data.qvel.copy(), base.data.time
-    view = JointMotion(base.model).view(base.data)
+    view = JointMotion(base.model).view(base.model, base.data)
     np.testing.assert_array_equal(view.position[0], before[0][3:])
     np.testing.assert_array_equal(view.velocity[0], before[1][3:])
     assert base.data.time == before[2]
