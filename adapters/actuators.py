@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from sim2real.adapters.delay import check_start
 from sim2real.adapters.signals import DUE, ticks
-from sim2real.adapters.stage import Field, Kernel, Signal, Stage, State
+from sim2real.adapters.stage import Field, Kernel, Signal, Stage, Starting, State, plain
 from sim2real.errors import ParameterError
 
 INFINITY = float("inf")
@@ -151,8 +150,16 @@ class VoltageSag(Stage):
         return step
 
 
+class _Follower(Starting):
+    """What follows its command; where it starts from the first one, it also remembers whether there was one."""
+
+    @property
+    def memory(self) -> int:
+        return self.MEMORY + (self.start == "hold")
+
+
 @dataclass(frozen=True, kw_only=True)
-class RateLimit(Stage):
+class RateLimit(_Follower):
     """A signal that cannot change faster than `rate`, nor its rate faster than `acceleration`.
 
     With both it brakes in time to stop where the command is.
@@ -165,18 +172,9 @@ class RateLimit(Stage):
 
     rate: float = INFINITY
     acceleration: float = INFINITY
-    start: Literal["zeros", "hold"] = "zeros"
     kind: ClassVar[str] = "rate_limit"
     FIELDS: ClassVar[dict[str, Field]] = {"rate": Field("1/s"), "acceleration": Field("1/s^2", 1e-9)}
     MEMORY: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start(self)
-
-    @property
-    def memory(self) -> int:
-        return self.MEMORY + (self.start == "hold")
 
     def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:
         rate, acceleration = values["rate"], values["acceleration"]
@@ -214,7 +212,7 @@ class RateLimit(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstOrderLag(Stage):
+class FirstOrderLag(_Follower):
     """A motor that follows its command exponentially: y' = (u - y) / time_constant, exact for held commands.
 
     The output in a substep is the value reached at its end. A time constant of zero passes the command through.
@@ -225,18 +223,9 @@ class FirstOrderLag(Stage):
     """
 
     time_constant: float = 0.0
-    start: Literal["zeros", "hold"] = "zeros"
     kind: ClassVar[str] = "lag"
     FIELDS: ClassVar[dict[str, Field]] = {"time_constant": Field("s")}
     MEMORY: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start(self)
-
-    @property
-    def memory(self) -> int:
-        return self.MEMORY + (self.start == "hold")
 
     def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:
         return (rise(xp, values["time_constant"], dt),)
@@ -261,7 +250,7 @@ def rise(xp: Any, time_constant: Signal, dt: float) -> Signal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecondOrderLag(Stage):
+class SecondOrderLag(_Follower):
     """A current or speed loop that may overshoot: y'' = w² (u - y) - 2 ζ w y', exact for held commands.
 
     Attributes:
@@ -272,18 +261,9 @@ class SecondOrderLag(Stage):
 
     frequency: float = INFINITY
     damping_ratio: float = 1.0
-    start: Literal["zeros", "hold"] = "zeros"
     kind: ClassVar[str] = "second_order_lag"
     FIELDS: ClassVar[dict[str, Field]] = {"frequency": Field("Hz", 1e-9), "damping_ratio": Field("1", 0.0, 1e6)}
     MEMORY: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start(self)
-
-    @property
-    def memory(self) -> int:
-        return self.MEMORY + (self.start == "hold")
 
     def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:
         frequency, ratio = values["frequency"], values["damping_ratio"]
@@ -397,8 +377,7 @@ class ThermalDerating(Stage):
     takes: ClassVar[str | None] = "N·m"
 
     def check(self, values: Mapping[str, Any]) -> None:
-        over = values["start"] >= values["stop"]
-        if over if isinstance(over, bool) else bool(over.any()):
+        if plain(values["start"] >= values["stop"]).any():
             raise ParameterError(f"{self.gap}.{self.name}: expected stop above start")
 
     def coefficients(self, xp: Any, dt: float, values: Mapping[str, Signal]) -> State:

@@ -37,7 +37,7 @@ from sim2real.adapters.signals import (
     Saturation,
     Stuck,
 )
-from sim2real.adapters.stage import Context, PlantView, Signal, Stage, State
+from sim2real.adapters.stage import Context, PlantView, Signal, Stage, State, choose, plain
 from sim2real.errors import ParameterError, RecipeError, did_you_mean
 
 STAGES: dict[str, type[Stage]] = {
@@ -367,9 +367,10 @@ class BoundChain:
 
     def save(self) -> dict[str, NDArray[Any]]:
         """Return state, seeds and parameters as plain arrays, for `numpy.savez` or a checkpoint."""
-        out = {f"state.{i}.{k}": _plain(x) for i, state in enumerate(self._states) for k, x in enumerate(state)}
-        out |= {f"parameter.{name}": _plain(value) for name, value in self._values.items()}
-        return out | {"count": _plain(self._count), "seeds": self._seeds.copy()}
+        count, states = self.state
+        out = {f"state.{i}.{k}": np.array(plain(x)) for i, state in enumerate(states) for k, x in enumerate(state)}
+        out |= {f"parameter.{name}": np.array(plain(value)) for name, value in self._values.items()}
+        return out | {"count": np.array(plain(count)), "seeds": self._seeds.copy()}
 
     def load(self, saved: Mapping[str, NDArray[Any]]) -> None:
         """Go on where another chain of the same stages, rows and channels was when it was saved.
@@ -391,10 +392,10 @@ class BoundChain:
         self._seeds = np.asarray(saved["seeds"], np.uint64)
         self._values = {name: back(f"parameter.{name}") for name in self._values}
         self._contexts = [self._context(stage) for stage in self.chain.stages]
-        self._count = self._integers(np.asarray(saved["count"], np.int64))
-        self._states = tuple(
-            tuple(back(f"state.{i}.{k}") for k in range(len(state))) for i, state in enumerate(self._states)
+        states = tuple(
+            tuple(back(f"state.{i}.{k}") for k in range(len(state))) for i, state in enumerate(self.state[1])
         )
+        self.state = self._integers(np.asarray(saved["count"], np.int64)), states
 
     def transform(self, state: ChainState, signal: Signal, plant: PlantView | None = None) -> tuple[ChainState, Signal]:
         """Return the state after `signal` (n, K, width), one row a substep, and what comes out: (n, K, width').
@@ -423,14 +424,8 @@ class BoundChain:
         return signal
 
     def _merged(self, rows: Signal, yes: ChainState, no: ChainState) -> ChainState:
-        def pick(new: Signal, old: Signal) -> Signal:
-            return self._xp.where(self._xp.reshape(rows, (self.n,) + (1,) * (new.ndim - 1)), new, old)
-
         states = tuple(
-            tuple(pick(a, b) for a, b in zip(new, old, strict=True)) for new, old in zip(yes[1], no[1], strict=True)
+            tuple(choose(self._xp, rows, a, b) for a, b in zip(new, old, strict=True))
+            for new, old in zip(yes[1], no[1], strict=True)
         )
-        return pick(yes[0], no[0]), states
-
-
-def _plain(value: Signal) -> NDArray[Any]:
-    return value.detach().cpu().numpy().copy() if array_api_compat.is_torch_array(value) else np.array(value)
+        return choose(self._xp, rows, yes[0], no[0]), states

@@ -11,12 +11,12 @@ import array_api_compat
 import numpy as np
 
 from sim2real.adapters import noise
-from sim2real.adapters.stage import Context, Field, Kernel, Signal, Stage, State, zeros
+from sim2real.adapters.stage import Context, Field, Kernel, Signal, Starting, State, plain, zeros
 from sim2real.errors import ParameterError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency(Stage):
+class Latency(Starting):
     """A pure delay, in fractions of a substep where it must be.
 
     A delay between substeps m and m + 1 mixes the two values by area, so that the impulse that gets through in each
@@ -33,19 +33,17 @@ class Latency(Stage):
 
     delay: float = 0.0
     longest: float = 0.2
-    start: Literal["zeros", "hold"] = "zeros"
     kind: ClassVar[str] = "latency"
     GAPS: ClassVar[tuple[str, ...]] = ("execution", "perception")
     FIELDS: ClassVar[dict[str, Field]] = {"delay": Field("s")}
 
     def __post_init__(self) -> None:
-        check_start(self)
         if not 0.0 < self.longest < math.inf:
             raise ParameterError(f"{self.kind}: `longest` must be above 0 s and finite, found {self.longest!r} s")
         super().__post_init__()
 
     def check(self, values: Mapping[str, Any]) -> None:
-        most = float(np.max(sum(_plain(value) for field, value in values.items() if self.FIELDS[field].unit == "s")))
+        most = float(np.max(sum(plain(value) for field, value in values.items() if self.FIELDS[field].unit == "s")))
         if most > self.longest * (1 + 1e-6):
             raise ParameterError(
                 f"{self.gap}.{self.name}.delay: at most {self.longest:g} s fits the delay line, found {most:g} s; "
@@ -178,13 +176,3 @@ class PacketLatency(Latency):
             since = xp.where(newer, best[:, k : k + 1], since) - 1.0
             out.append(value)
         return (value, since), xp.concat(out, axis=1)
-
-
-def check_start(stage: Any) -> None:
-    """Raise a ParameterError for a start that is neither zeros nor hold."""
-    if stage.start not in ("zeros", "hold"):
-        raise ParameterError(f"{stage.kind}: start is zeros or hold, found {stage.start!r}")
-
-
-def _plain(value: Any) -> Any:
-    return value.detach().cpu().numpy() if array_api_compat.is_torch_array(value) else np.asarray(value)

@@ -33,13 +33,13 @@ class FusedChain(BoundChain):
 
     Raises:
         ParameterError: stages that are no functions of one substep and no plain delay.
-        MissingPackageError: numba is not installed.
+        MissingExtraError: numba is not installed.
     """
 
     def __init__(self, chain: Chain, n: int, width: int, dt: float, seed: int = 0, threads: int = 0) -> None:
         require("numba", "fused")
         for stage in chain.stages:
-            if (isinstance(stage, Latency) and type(stage).apply is not Latency.apply) or stage.kind == "packets":
+            if isinstance(stage, Latency) and type(stage)._received is not Latency._received:
                 raise ParameterError(
                     f"{stage.gap}.{stage.name}: packets cannot be fused into a loop; bind the chain without fused=True"
                 )
@@ -61,11 +61,18 @@ class FusedChain(BoundChain):
 
     def write(self, values: Any, mask: NDArray[np.bool_] | None = None) -> None:
         super().write(values, mask)
-        for part in getattr(self, "_parts", ()):
-            part.stale = True
+        self._forget()
 
     def seed(self, seeds: Sequence[int] | NDArray[np.int_], mask: NDArray[np.bool_] | None = None) -> None:
         super().seed(seeds, mask)
+        self._forget()
+
+    def load(self, saved: Any) -> None:
+        super().load(saved)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let the loops be given new numbers: parameters or seeds are others now."""
         for part in self._parts:
             part.stale = True
 
@@ -86,16 +93,6 @@ class FusedChain(BoundChain):
         self._count, states = np.array(state[0], np.int64), list(state[1])
         for part in self._parts:
             part.take([states.pop(0) for _ in part.stages])
-
-    def save(self) -> dict[str, NDArray[Any]]:
-        self._states = self.state[1]
-        return super().save()
-
-    def load(self, saved: Any) -> None:
-        super().load(saved)
-        self.state = (self._count, self._states)
-        for part in self._parts:
-            part.stale = True
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a fused chain holds compiled code: pickle its `chain` and what `save()` returns")
@@ -129,7 +126,7 @@ class _Part:
         self.seen = np.zeros(n, np.int64)
         self.head, self.stale = 0, True
         self._loop: Any = None
-        self._source, self._names = _write(self.stages)
+        self._source, self._names = _write(self.stages, [len(line._contexts[i].coefficients) for i in self._slots])
 
     def _pack(self) -> None:
         contexts = [self._line._contexts[i] for i in self._slots]
@@ -195,8 +192,10 @@ class _Part:
                 at += stage.memory
 
 
-def _write(stages: Sequence[Stage]) -> tuple[str, dict[str, Any]]:
-    """Return the source of the loop, and what its names stand for."""
+def _write(stages: Sequence[Stage], coefficients: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    """Return the source of the loop of stages with so many coefficients each, and what its names stand for."""
+    from numba import njit
+
     from sim2real.adapters import scalars
 
     names: dict[str, Any] = {"np": np, "TINY": noise.TINY}
@@ -217,11 +216,11 @@ def _write(stages: Sequence[Stage]) -> tuple[str, dict[str, Any]]:
                 f"y = near + f{q} * ({line}[i, j, (at - d{q} - 1) % {size}] - near)",
             ]
         else:
-            names[f"kernel{q}"] = _inlined(stage.kernel(scalars))
+            names[f"kernel{q}"] = njit(stage.kernel(scalars))
             held = [f"m{memory + k}" for k in range(stage.memory)]
             load += [f"m{memory + k} = memory[i, j, {memory + k}]" for k in range(stage.memory)]
             store += [f"memory[i, j, {memory + k}] = m{memory + k}" for k in range(stage.memory)]
-            many = _count(stage)
+            many = coefficients[q]
             load += [f"c{number + k} = numbers[i, j, {number + k}]" for k in range(many)]
             given = [f"c{number + k}" for k in range(many)]
             code, drawn = [], []
@@ -253,7 +252,7 @@ def _write(stages: Sequence[Stage]) -> tuple[str, dict[str, Any]]:
             body += ["u = y"]
     if not stages[-1].appends:
         body += ["out[i, k, j] = u"]
-    names |= {"words": _inlined(noise.words), "TURN": 2.0 * np.pi}
+    names |= {"words": njit(noise.words), "TURN": 2.0 * np.pi}
     arguments = ["signal", "out", "memory", "numbers"]
     arguments += ["keys", "lanes", "count"] if draw else []
     arguments += ["q", "v", "inertia", "load"] if any(stage.feedback for stage in stages) else []
@@ -274,20 +273,6 @@ def _write(stages: Sequence[Stage]) -> tuple[str, dict[str, Any]]:
 
 def _tuple(items: Sequence[str]) -> str:
     return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-
-
-def _count(stage: Stage) -> int:
-    """Return how many coefficients a kernel takes."""
-    nominal = {f: np.full((1, 1), float(getattr(stage, f))) for f in stage.FIELDS}
-    import array_api_compat
-
-    return len(stage.coefficients(array_api_compat.array_namespace(np.zeros(0)), 1e-3, nominal))
-
-
-def _inlined(function: Any) -> Any:
-    import numba
-
-    return numba.njit(function)
 
 
 def _compile(source: str, names: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from sim2real.adapters.stage import Field, Kernel, Signal, Stage, State
+from sim2real.adapters.stage import Field, Kernel, Signal, Stage, State, plain
 from sim2real.errors import ParameterError
 
 ANY = ("execution", "perception")
@@ -62,8 +62,7 @@ class Saturation(Stage):
     FIELDS: ClassVar[dict[str, Field]] = {"low": Field("1", -INFINITY), "high": Field("1", -INFINITY)}
 
     def check(self, values: Mapping[str, Any]) -> None:
-        above = values["low"] > values["high"]
-        if above if isinstance(above, bool) else bool(above.any()):
+        if plain(values["low"] > values["high"]).any():
             raise ParameterError(f"{self.gap}.{self.name}: expected low at most as large as high, found it above")
 
     def kernel(self, xp: Any) -> Kernel:

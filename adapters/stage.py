@@ -244,12 +244,37 @@ class Stage(ABC):
         """Return the state with the rows that `mask` (n,) selects put back to rest."""
         if not state:
             return state
-        n, width = state[0].shape[0], state[0].shape[-1]
-        rest = self.init(n, width, context)
-        return tuple(
-            context.xp.where(context.xp.reshape(mask, (n,) + (1,) * (new.ndim - 1)), new, old)
-            for new, old in zip(rest, state, strict=True)
-        )
+        rest = self.init(state[0].shape[0], state[0].shape[-1], context)
+        return tuple(choose(context.xp, mask, new, old) for new, old in zip(rest, state, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starting(Stage):
+    """A stage that says what it starts from.
+
+    Attributes:
+        start: "zeros", or "hold" for the first value that it is given.
+
+    Raises:
+        ParameterError: another start.
+    """
+
+    start: Literal["zeros", "hold"] = "zeros"
+
+    def __post_init__(self) -> None:
+        if self.start not in ("zeros", "hold"):
+            raise ParameterError(f"{self.kind}: start is zeros or hold, found {self.start!r}")
+        super().__post_init__()
+
+
+def choose(xp: Any, rows: Signal, yes: Signal, no: Signal) -> Signal:
+    """Return `yes` (n, ...) in the rows (n,) that are true, and `no` in the others."""
+    return xp.where(xp.reshape(rows, (-1,) + (1,) * (yes.ndim - 1)), yes, no)
+
+
+def plain(values: Any) -> Any:
+    """Return a number, an array or a tensor as numpy's, without a copy where there need be none."""
+    return values.detach().cpu().numpy() if array_api_compat.is_torch_array(values) else np.asarray(values)
 
 
 def zeros(context: Context, shape: tuple[int, ...]) -> Signal:

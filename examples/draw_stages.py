@@ -51,7 +51,8 @@ SENSORS = [
 
 def draw(stages: list, file: Path) -> None:
     """Draw a picture of some stages."""
-    columns, rows = 4 if len(stages) % 3 else 3, -(-len(stages) // (4 if len(stages) % 3 else 3))
+    columns = 4 if len(stages) % 3 else 3
+    rows = -(-len(stages) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.5 * rows), squeeze=False, layout="constrained")
     for axis, (kind, arguments, signal) in zip(axes.flat, stages, strict=False):
         line = Chain.from_config([{"stage": kind, **arguments}]).bind(1, 1, DT, seed=3)

@@ -205,14 +205,11 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         rows = np.flatnonzero(mask)
         ids = None if mask.all() else rows.astype(np.int32)
         self.randomizer.begin(self._streams["dynamics"], mask, fresh, forced)
-        if self._chain is not None:
-            self._chain.reset(mask)
-            if fresh.any():
-                self._chain.seed(self._seeds, fresh)
-        if self._sensors is not None:
-            self._sensors.reset(mask)
-            if fresh.any():
-                self._sensors.seed(self._seeds, fresh)
+        for line in (self._chain, self._sensors):
+            if line is not None:
+                line.reset(mask)
+                if fresh.any():
+                    line.seed(self._seeds, fresh)
         self.batch.reset(ids, stage=0)
         for i in rows:
             self.plants.qpos[i], self.plants.qvel[i] = self.task.initial(self._rngs[i])
