@@ -25,6 +25,7 @@ class TorqueLimit(Stage):
     limit: float = INFINITY
     kind: ClassVar[str] = "torque_limit"
     FIELDS: ClassVar[dict[str, Field]] = {"limit": Field("N·m")}
+    ENGINE: ClassVar[int | None] = 1
     takes: ClassVar[str | None] = "N·m"
 
     def kernel(self, xp: Any) -> Kernel:
@@ -412,6 +413,7 @@ class Friction(Stage):
     viscous: float = 0.0
     kind: ClassVar[str] = "friction"
     FIELDS: ClassVar[dict[str, Field]] = {"coulomb": Field("N·m"), "viscous": Field("N·m·s/rad")}
+    ENGINE: ClassVar[int | None] = 2
     feedback: ClassVar[bool] = True
     last: ClassVar[bool] = True
     takes: ClassVar[str | None] = "N·m"
@@ -466,6 +468,7 @@ class ServoFriction(Friction):
     quadratic_load_motor: float = 0.0
     quadratic_load_external: float = 0.0
     kind: ClassVar[str] = "servo_friction"
+    ENGINE: ClassVar[int | None] = None
     FIELDS: ClassVar[dict[str, Field]] = {
         **Friction.FIELDS,
         "stribeck": Field("N·m"),

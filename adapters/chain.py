@@ -114,6 +114,13 @@ class Chain:
                     f"stage {before.name} acts at the joint itself, so that nothing can come between: put "
                     f"{stage.name} in front of it"
                 )
+            if before is not None and before.native and (
+                not stage.native or (stage.ENGINE or 0) <= (before.ENGINE or 0)
+            ):
+                raise ParameterError(
+                    f"stage {before.name} is native, and MuJoCo models a latency, then a torque limit, then friction, "
+                    f"behind all else: {stage.name} cannot come after it"
+                )
             if unit and stage.takes and stage.takes != unit:
                 raise ParameterError(
                     f"stage {stage.name} takes {stage.takes}, but {given_by} is in {unit}; change the order, or put a "
@@ -161,6 +168,15 @@ class Chain:
     def feedback(self) -> bool:
         """Whether a stage needs the plant's motion, so that substeps go through one at a time."""
         return any(s.feedback for s in self.stages)
+
+    @property
+    def native(self) -> tuple[Stage, ...]:
+        """The stages that MuJoCo models, where it simulates what comes after the chain."""
+        return tuple(s for s in self.stages if s.native)
+
+    def outside_engine(self) -> Chain:
+        """Return the chain of the stages that are not native."""
+        return Chain([s for s in self.stages if not s.native]) if self.native else self
 
     @property
     def takes(self) -> str | None:

@@ -36,8 +36,11 @@ class Latency(Starting):
     kind: ClassVar[str] = "latency"
     GAPS: ClassVar[tuple[str, ...]] = ("execution", "perception")
     FIELDS: ClassVar[dict[str, Field]] = {"delay": Field("s")}
+    ENGINE: ClassVar[int | None] = 0
 
     def __post_init__(self) -> None:
+        if self.native and self.start != "zeros":
+            raise ParameterError(f"{self.kind}: MuJoCo's delay lines start from zeros; leave out native or the start")
         if not 0.0 < self.longest < math.inf:
             raise ParameterError(f"{self.kind}: `longest` must be above 0 s and finite, found {self.longest!r} s")
         super().__post_init__()
@@ -132,6 +135,7 @@ class PacketLatency(Latency):
     period: float = 0.0
     reorder: bool = False
     kind: ClassVar[str] = "packets"
+    ENGINE: ClassVar[int | None] = None
     FIELDS: ClassVar[dict[str, Field]] = {"delay": Field("s"), "jitter": Field("s"), "loss": Field("1", 0.0, 1.0)}
     DRAWS: ClassVar[tuple[Literal["normals", "uniform"], ...]] = ("uniform", "uniform")
 

@@ -42,8 +42,8 @@ class Motors:
             k = int(motors.argmin())
             raise ParameterError(
                 f"actuator {model.actuator(k).name or k!r} is no motor (an effort on a hinge or slide joint in "
-                "proportion to its control), so that stages which need the motion of the plant have no effort to act "
-                "on; make it a motor and let a drive stage do what it did"
+                "proportion to its control), so that stages which act on efforts or need the motion of the plant have "
+                "nothing to act on; make it a motor and let a drive stage do what it did"
             )
         self.dofs, self.places = model.jnt_dofadr[joints], model.jnt_qposadr[joints]
 

@@ -94,14 +94,18 @@ class Stage(ABC):
         name: of the stage in parameter names; two stages of one kind need two names.
         gap: "execution" or "perception", where the stage may stand in both; the first of `GAPS` by default.
         channels: columns of the signal that the stage acts on; all by default.
+        native: whether MuJoCo is to model the effect, where it simulates what comes after the chain. Elsewhere the
+            stage is computed as ever.
 
     Raises:
-        ParameterError: a nominal value outside the range of its field, or a gap in which the stage means nothing.
+        ParameterError: a nominal value outside the range of its field, a gap in which the stage means nothing, or
+            `native` for what MuJoCo does not model.
     """
 
     name: str = ""
     gap: str = ""
     channels: tuple[int, ...] | None = None
+    native: bool = False
     kind: ClassVar[str]
     FIELDS: ClassVar[dict[str, Field]]
     GAPS: ClassVar[tuple[str, ...]] = ("execution",)
@@ -118,6 +122,8 @@ class Stage(ABC):
     last: ClassVar[bool] = False
     # Whether the output is the signal followed by what the kernel makes of it.
     appends: ClassVar[bool] = False
+    # Where MuJoCo models the effect: the rank of what it does first to a control.
+    ENGINE: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -126,6 +132,8 @@ class Stage(ABC):
             object.__setattr__(self, "gap", self.GAPS[0])
         if self.gap not in self.GAPS:
             raise ParameterError(f"stage {self.kind} is one of {' and '.join(self.GAPS)}, not of {self.gap!r}")
+        if self.native and (self.ENGINE is None or self.gap != "execution"):
+            raise ParameterError(f"{self.gap}.{self.name}: MuJoCo does not model this stage; leave native out")
         if self.channels is not None:
             chosen = tuple(self.channels)
             if not chosen or not all(isinstance(c, int) and c >= 0 for c in chosen) or self.appends:

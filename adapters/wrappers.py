@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from sim2real.adapters.chain import BoundChain, Chain
 from sim2real.adapters.motion import JointMotion
+from sim2real.adapters.native import hand_over
 from sim2real.errors import ParameterError
 from sim2real.randomization.env_parameters import (
     Env,
     GoalWrapper,
+    add_engine_stages,
     check_period,
     control_period,
     is_mujoco,
@@ -37,7 +39,8 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
     The signal is the action, in the units of the environment. Where a stage needs the motion of the plant (friction,
     drive, torque-speed curve), which MuJoCo environments with motors show, the signal is the effort at the joint [N·m],
     control times gain and gear, through all stages; or, where the first stage that asks for a unit asks for another,
-    the action in that unit: a position for a drive [rad], a voltage for a DC motor [V].
+    the action in that unit: a position for a drive [rad], a voltage for a DC motor [V]. A torque limit and friction
+    that are `native` are left to MuJoCo, and their parameters are then among those of its model.
 
     `info` holds `commanded_action`, `delivered_action` (what came out of the stages at the last substep) and, on
     MuJoCo, `applied_effort` (what the actuators then exerted, in their own units, within their force limits).
@@ -71,11 +74,15 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
         base: Any = env.unwrapped
         self._at_substeps = is_mujoco(env) and hasattr(base, "_step_mujoco_simulation")
         self._motion: JointMotion | None = None
+        self._takes = chain.takes
         if chain.feedback:
             if not self._at_substeps:
                 refuse_feedback(chain)
             self._motion = JointMotion(base.model)
             refuse_other_output(chain)
+        if chain.native and self._at_substeps:
+            add_engine_stages(base, hand_over(chain, base.model, chain.feedback))
+            chain = chain.outside_engine()
         substep = float(base.model.opt.timestep) if self._at_substeps else (dt or control_period(env))
         self._line: BoundChain = chain.bind(1, space.shape[0], substep)
         self._delivered = np.zeros(space.shape)
@@ -116,16 +123,16 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
 
         base: Any = self.env.unwrapped
         command = np.asarray(ctrl, float)
-        if self._motion is None:
-            for given in self._line.apply(np.repeat(command[None, None], n_frames, 1))[0]:
-                base.data.ctrl[:] = given
+        effort = np.ones(1) if self._motion is None else self._motion.effort(base.model)
+        sent = (command * effort if self._takes == "N·m" and self._motion is not None else command)[None, None]
+        if self._motion is None or not self._line.chain.feedback:
+            for given in self._line.apply(np.repeat(sent, n_frames, 1))[0]:
+                base.data.ctrl[:] = given / effort
                 mujoco.mj_step(base.model, base.data)
         else:
-            effort = self._motion.effort(base.model)
-            sent = command * effort if self._line.chain.takes == "N·m" else command
             for _ in range(n_frames):
-                delivered = self._line.apply(sent[None, None], self._motion.view(base.model, base.data))[0, 0]
-                base.data.ctrl[:] = delivered / effort
+                view = self._motion.view(base.model, base.data)
+                base.data.ctrl[:] = self._line.apply(sent, view)[0, 0] / effort
                 mujoco.mj_step(base.model, base.data)
         self._delivered = base.data.ctrl.copy()
         mujoco.mj_rnePostConstraint(base.model, base.data)

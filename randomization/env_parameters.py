@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sim2real.errors import ParameterError
 from sim2real.randomization.addressing import silent_names
+from sim2real.randomization.mujoco_address import Address
 from sim2real.randomization.mujoco_fields import MujocoFields
 from sim2real.randomization.mujoco_parameters import LiveModel, MujocoParameters
 from sim2real.randomization.parameters import GAPS, Array, ParameterStore, Values, check_values
@@ -344,11 +345,31 @@ def _base_store(base: Env) -> ParameterStore | None:
     elif setters := _setters(base):
         store = SetterStore(base, setters)
     elif is_mujoco(base):
-        name = base.spec.id if base.spec is not None else type(base).__name__
-        store = MujocoParameters(MujocoFields(base.model, name), LiveModel(base.model))  # type: ignore[attr-defined]
+        store = _mujoco_store(base, {})
     if store is not None:
         base.__dict__["_sim2real_parameters"] = store
     return store
+
+
+def _mujoco_store(base: Any, stages: Mapping[str, Address]) -> ParameterStore:
+    name = base.spec.id if base.spec is not None else type(base).__name__
+    return MujocoParameters(MujocoFields(base.model, name, stages), LiveModel(base.model))
+
+
+def add_engine_stages(base: Env, stages: Mapping[str, Address]) -> None:
+    """Let the parameters of stages that the model of an environment stands for be among those of the environment.
+
+    Raises:
+        ParameterError: the parameters of the environment are in use already, or are none of MuJoCo's.
+    """
+    if isinstance(base, Randomizable) or _setters(base) or not is_mujoco(base):
+        raise ParameterError(
+            f"{type(base).__name__} brings parameters of its own, beside which native stages have no place; leave "
+            "native out"
+        )
+    if "_sim2real_parameters" in base.__dict__:
+        raise ParameterError("stages that are native change the model: put their wrapper inside what randomizes it")
+    base.__dict__["_sim2real_parameters"] = _mujoco_store(base, stages)
 
 
 def refuse_batch(env: Any, wrapper: str = "this wrapper") -> None:

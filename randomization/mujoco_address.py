@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,17 +12,27 @@ from sim2real.randomization.parameters import Array
 
 @dataclass(frozen=True)
 class Place:
-    """An element of a model field: what is stored there is `factor` times the parameter.
+    """An element of a model field: what is stored there is `factor` times the parameter, and `offset`.
 
     Attributes:
         field: of `MjModel`; "opt.gravity" for an option.
         index: into the field of one plant.
         factor: of the stored number.
+        offset: what is stored for a parameter of zero.
     """
 
     field: str
     index: tuple[int, ...]
     factor: float = 1.0
+    offset: float = 0.0
+
+    def stored(self, value: Any) -> Any:
+        """Return what is stored for values of the parameter."""
+        return self.factor * value + self.offset
+
+    def value(self, stored: Any) -> Any:
+        """Return the values of the parameter for what is stored."""
+        return (stored - self.offset) / self.factor
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,12 @@ class MujocoFields:
     Args:
         model: compiled model; its present values are the nominal ones.
         name: of the model, in errors.
+        stages: parameters of stages that the model stands for: name -> where they live. What they write has no other
+            name.
     """
 
-    def __init__(self, model: mujoco.MjModel, name: str) -> None:
-        self.model, self.name = model, name
+    def __init__(self, model: mujoco.MjModel, name: str, stages: Mapping[str, Address] | None = None) -> None:
+        self.model, self.name, self._stages = model, name, dict(stages or {})
         # all at once and now: what is written into a live model later must not be taken for nominal
         fields = {place.field for address in self.addresses.values() for place in address.places}
         fields.add("body_inertia")  # which follows
@@ -36,7 +39,15 @@ class MujocoFields:
 
     @cached_property
     def _table(self) -> Table:
-        return Table.of(self.model)
+        table = Table.of(self.model)
+        owner = {(p.field, p.index): name for name, address in self._stages.items() for p in address.places}
+        for name, address in list(table.addresses.items()):
+            taken = [owner[p.field, p.index] for p in address.places if (p.field, p.index) in owner]
+            if taken:
+                del table.addresses[name]
+                table.silent[name] = f"it is {taken[0]}, which is native"
+        table.addresses |= self._stages
+        return table
 
     @property
     def addresses(self) -> dict[str, Address]:
@@ -61,7 +72,7 @@ class MujocoFields:
                     view_of(address.view, row[address.place.index], row[address.place.index])[address.component]
                 )
             else:
-                out[name] = float(row[address.place.index]) / address.place.factor
+                out[name] = float(address.place.value(row[address.place.index]))
         return out
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,16 +22,26 @@ if TYPE_CHECKING:
 class RobotModel:
     """A compiled MuJoCo model whose joints are hinges and slides, and the table of its parameters (`MujocoFields`).
 
+    Args:
+        source: a packaged robot, by name, or an MJCF or URDF file.
+        compiled: from the source, where it was compiled already.
+        stages: parameters of stages that the compiled model stands for; see `MujocoFields`.
+
     Raises:
         RobotError: the file does not exist or does not parse, or a joint is neither a hinge nor a slide.
     """
 
-    def __init__(self, source: str | Path) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        compiled: mujoco.MjModel | None = None,
+        stages: Mapping[str, Address] | None = None,
+    ) -> None:
         import mujoco
 
         self.name = str(source)
-        self.mj: mujoco.MjModel = load_mujoco(source)
-        self.fields = MujocoFields(self.mj, self.name)
+        self.mj: mujoco.MjModel = load_mujoco(source) if compiled is None else compiled
+        self.fields = MujocoFields(self.mj, self.name, stages)
         slide_or_hinge = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
         if not np.isin(self.mj.jnt_type, [int(j) for j in slide_or_hinge]).all() or self.mj.njnt == 0:
             raise RobotError(f"robot file {source}: identification needs hinge and slide joints only, and at least one")
@@ -68,6 +79,18 @@ def load_mujoco(source: str | Path) -> mujoco.MjModel:
     Raises:
         RobotError: the file does not exist or does not parse.
     """
+    try:
+        return load_spec(source).compile()
+    except ValueError as error:
+        raise _unreadable(source, error) from None
+
+
+def load_spec(source: str | Path) -> mujoco.MjSpec:
+    """Read a packaged robot, by name, or an MJCF or URDF file, to be changed before it is compiled.
+
+    Raises:
+        RobotError: the file does not exist or does not parse.
+    """
     import mujoco
 
     path = Path(source)
@@ -76,7 +99,10 @@ def load_mujoco(source: str | Path) -> mujoco.MjModel:
     elif not path.is_file():
         raise RobotError(f"robot file {path} does not exist; packaged robots: {', '.join(robots.ROBOTS)}")
     try:
-        return mujoco.MjModel.from_xml_path(str(path))
+        return mujoco.MjSpec.from_file(str(path))
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise RobotError(f"robot file {path} does not parse as MJCF or URDF: {reason}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(source: str | Path, error: ValueError) -> RobotError:
+    return RobotError(f"robot file {source} does not parse as MJCF or URDF: {' '.join(str(error).split())}")

@@ -255,7 +255,7 @@ class MujocoParameters:
                 nominal = self.fields.nominal_row(a.place.field)[a.place.index]
                 out[name] = view_of(a.view, stored, nominal)[:, a.component]
             else:
-                out[name] = stored / a.place.factor
+                out[name] = np.asarray(a.place.value(stored))
         return out
 
     def _touched(self, addresses: Mapping[str, Address]) -> list[str]:
@@ -281,10 +281,10 @@ class MujocoParameters:
                 self._scales[name][plants] = new[name]
             for place in a.places if not (a.view or a.place.field == "body_inertia") else ():
                 if not a.soft:
-                    self._arrays.edit(place.field)[at(plants, place)] = place.factor * new[name]
+                    self._arrays.edit(place.field)[at(plants, place)] = place.stored(new[name])
                 elif (place.field, place.index) not in claimed:
                     free = ~self._own[place.field, place.index][plants]
-                    self._arrays.edit(place.field)[at(plants[free], place)] = place.factor * new[name][free]
+                    self._arrays.edit(place.field)[at(plants[free], place)] = place.stored(new[name][free])
         for body in {a.leads for a in addresses.values() if a.leads >= 0}:
             self._follow(body, addresses, plants)
         for name, a in addresses.items():
@@ -383,7 +383,7 @@ class MujocoParameters:
                     (place.field, place.index) in self._elements(addresses)
                 )
                 stored = self._arrays.values(place.field)[at(np.flatnonzero(rows), place)].astype(float)
-                if not np.allclose(stored[~held], place.factor * wrote[~held], rtol=1e-9):
+                if not np.allclose(stored[~held], place.stored(wrote[~held]), rtol=1e-9):
                     raise ParameterError(
                         f"{name}: wrote {wrote[0]:g}, but {place.field}{list(place.index)} did not follow"
                     )

@@ -87,6 +87,27 @@ class MujocoSimulator:
         dof = self.degrees_of_freedom
         self._qpos[rows], self._qvel[rows] = state[rows, :dof], state[rows, dof:]
 
+    def fill_delays(self, before: Array) -> None:
+        """Fill the delay lines of the actuators, where there are any, with the efforts `before` (n, B, A) this instant.
+
+        One a substep, the last one just before now; before the first, and in plants that are only put into a state,
+        zeros.
+        """
+        m = self._compiled
+        if not m.nhistory:
+            return
+        history, time = self._batch.bind("history"), self._batch.bind("time")
+        for k in np.flatnonzero(m.actuator_history[:, 0]):
+            # a number of the user's, where the newest is, times, efforts
+            size, start = int(m.actuator_history[k, 0]), int(m.actuator_historyadr[k])
+            line = np.zeros((self.n, size))
+            if before.shape[1]:
+                line[:, max(size - before.shape[1], 0) :] = before[:, -size:, k]
+            history[:, start + 1] = size - 1
+            times = np.reshape(time, (self.n, 1)) + np.arange(-size, 0) * self.timestep
+            history[:, start + 2 : start + 2 + size] = times
+            history[:, start + 2 + size : start + 2 + 2 * size] = line
+
     def state(self) -> Array:
         return np.concatenate([self._qpos, self._qvel], 1)
 

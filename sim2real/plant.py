@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim2real.adapters import BoundChain, Chain, PlantView
+from sim2real.adapters.native import engine_model
 from sim2real.errors import NonFiniteError, ParameterError, did_you_mean
 from sim2real.randomization import MujocoSimulator, RobotModel, Simulator
 
@@ -26,7 +28,7 @@ class Plant:
 
     Attributes:
         model: the robot.
-        chain: what happens to a command before it moves a joint.
+        chain: what happens to a command before it moves a joint; its native stages are left to the engine.
         timestep: substep of the simulation [s].
         threads: to step on; 0 means all cores.
     """
@@ -35,6 +37,10 @@ class Plant:
     chain: Chain = field(default_factory=Chain)
     timestep: float = 0.001
     threads: int = 0
+
+    @cached_property
+    def _engine(self) -> RobotModel:
+        return engine_model(self.model, self.chain, self.timestep)
 
     @property
     def degrees_of_freedom(self) -> int:
@@ -51,16 +57,18 @@ class Plant:
 
     def nominal(self) -> dict[str, float]:
         """Return every parameter's nominal value, of the dynamics and of the execution."""
-        return {**self.model.nominal, **self.chain.nominal()}
+        return {**self._engine.nominal, **self.chain.outside_engine().nominal()}
 
     def units(self) -> dict[str, str]:
         """Return every parameter's unit."""
-        return {**{k: a.unit for k, a in self.model.addresses.items()}, **self.chain.units()}
+        of_engine = {name: address.unit for name, address in self._engine.addresses.items()}
+        return {**of_engine, **self.chain.outside_engine().units()}
 
     def start(self, n: int, values: Values | None = None) -> RunningPlant:
         """Return n plants with the given parameters (name -> (n,)), nominal where not given."""
-        simulator = MujocoSimulator(self.model, n, self.timestep, self.threads)
-        running = RunningPlant(simulator, self.chain.bind(n, self.actions, self.timestep), self._actuated())
+        simulator = MujocoSimulator(self._engine, n, self.timestep, self.threads)
+        chain = self.chain.outside_engine().bind(n, self.actions, self.timestep)
+        running = RunningPlant(simulator, chain, self._actuated())
         running.write(values or {})
         return running
 
@@ -129,13 +137,15 @@ class RunningPlant:
         self.simulator.set_state(state)
         self.chain.reset()
         if before is None:
-            return
+            before = np.zeros((self.n, 0, self.chain.width))
         if not self.chain.chain.feedback:
-            self.chain.apply(before)
-            return
-        view = self._view()
-        for k in range(before.shape[1]):
-            self.chain.apply(before[:, k : k + 1], view)
+            sent = self.chain.apply(before)
+        else:
+            view = self._view()
+            each = [self.chain.apply(before[:, k : k + 1], view) for k in range(before.shape[1])]
+            sent = np.concatenate(each, 1) if each else before
+        if isinstance(self.simulator, MujocoSimulator):
+            self.simulator.fill_delays(sent)
 
     def step(self, commands: Array) -> Array:
         """Send `commands` (n, K, A), one row a substep; return the states after each substep (n, K, X)."""

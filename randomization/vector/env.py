@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,23 +77,28 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": []}
         self.single_observation_space, self.single_action_space = task.observation_space, task.action_space
         self.action_space = batch_space(task.action_space, num_envs)
-        self.batch = Batch(task.model, num_envs, threads or available_threads(), persistent=task.contact_forces)
+        chain, model, stages = Chain.from_config(execution, gap="execution"), task.model, {}
+        if chain.native:
+            from sim2real.adapters.native import hand_over
+
+            model = copy.copy(model)
+            stages = hand_over(chain, model, chain.feedback)
+        self.batch = Batch(model, num_envs, threads or available_threads(), persistent=task.contact_forces)
         self.plants = Plants(self.batch, task.fields, task.contact_forces)
         self._store: ParameterStore = MujocoParameters(
-            MujocoFields(task.model, name or "the model"), BatchModels(self.batch)
+            MujocoFields(model, name or "the model", stages), BatchModels(self.batch)
         )
-        self._chain, self._motion = None, None
+        self._chain, self._motion, self._takes = None, None, chain.takes
         if execution:
             from sim2real.adapters.motion import BatchMotion
             from sim2real.adapters.wrappers import refuse_other_gap, refuse_other_output
 
-            chain = Chain.from_config(execution, gap="execution")
             refuse_other_gap(chain, "execution")
             if chain.feedback:
                 self._motion = BatchMotion(self.batch)
                 refuse_other_output(chain)
             self._force = self.batch.bind("actuator_force")
-            self._chain = chain.bind(num_envs, task.model.nu, float(task.model.opt.timestep))
+            self._chain = chain.outside_engine().bind(num_envs, model.nu, float(model.opt.timestep))
             self._store = JoinedStore((self._store, self._chain))
         self._sensors = None
         if perception:
@@ -295,10 +301,12 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             self.batch.rollout(skip, commands[rows], record=(), ids=ids)
             return np.array(commands[:, -1])
         effort = self._motion.effort
-        sent = actions * effort if chain.chain.takes == "N·m" else actions
-        for _ in range(skip):
-            commands = chain.apply(sent[:, None], self._motion.view(ids), mask=going) / effort[:, None]
-            self.batch.rollout(1, commands[rows], record=(), ids=ids)
+        sent = (actions * effort if self._takes == "N·m" else actions)[:, None]
+        together = 1 if chain.chain.feedback else skip
+        for _ in range(skip // together):
+            view = self._motion.view(ids) if chain.chain.feedback else None
+            commands = chain.apply(np.repeat(sent, together, 1), view, mask=going) / effort[:, None]
+            self.batch.rollout(together, commands[rows], record=(), ids=ids)
         return np.array(commands[:, -1])
 
     def _step_some(self, actions: NDArray[Any], going: Mask) -> tuple[Array, Array, Mask, Mask, dict[str, Any]]:
