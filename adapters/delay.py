@@ -20,7 +20,8 @@ class Latency(Starting):
     """A pure delay, in fractions of a substep where it must be.
 
     A delay between substeps m and m + 1 mixes the two values by area, so that the impulse that gets through in each
-    substep is exactly that of the delayed, held signal.
+    substep is exactly that of the delayed, held signal. MuJoCo does the same, where the stage is `native`, but takes a
+    delay that is shorter than a substep for a whole one.
 
     Attributes:
         delay: [s], between 0 and `longest`.
