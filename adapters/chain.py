@@ -114,8 +114,10 @@ class Chain:
                     f"stage {before.name} acts at the joint itself, so that nothing can come between: put "
                     f"{stage.name} in front of it"
                 )
-            if before is not None and before.native and (
-                not stage.native or (stage.ENGINE or 0) <= (before.ENGINE or 0)
+            if (
+                before is not None
+                and before.native
+                and (not stage.native or (stage.ENGINE or 0) <= (before.ENGINE or 0))
             ):
                 raise ParameterError(
                     f"stage {before.name} is native, and MuJoCo models a latency, then a torque limit, then friction, "
