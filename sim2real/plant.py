@@ -136,14 +136,12 @@ class RunningPlant:
         """
         self.simulator.set_state(state)
         self.chain.reset()
-        if before is None:
-            before = np.zeros((self.n, 0, self.chain.width))
-        if not self.chain.chain.feedback:
+        sent = np.zeros((self.n, 0, self.chain.width))
+        if before is not None and not self.chain.chain.feedback:
             sent = self.chain.apply(before)
-        else:
+        elif before is not None and before.shape[1]:
             view = self._view()
-            each = [self.chain.apply(before[:, k : k + 1], view) for k in range(before.shape[1])]
-            sent = np.concatenate(each, 1) if each else before
+            sent = np.concatenate([self.chain.apply(row[:, None], view) for row in before.swapaxes(0, 1)], 1)
         if isinstance(self.simulator, MujocoSimulator):
             self.simulator.fill_delays(sent)
 
