@@ -74,7 +74,8 @@ def test_only_feedback_stages_ask_for_single_substeps() -> None:
 
 def test_a_chain_prints_its_stages() -> None:
     assert repr(Chain([DeadZone(width=0.1)])) == (
-        "Chain(DeadZone(name='dead_zone', gap='execution', channels=None, native=False, width=0.1, asymmetry=0.0, shape='offset'))"
+        "Chain(DeadZone(name='dead_zone', gap='execution', channels=None, native=False, width=0.1, asymmetry=0.0, "
+        "shape='offset'))"
     )
 
 
