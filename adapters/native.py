@@ -16,26 +16,27 @@ from sim2real.adapters.stage import Stage
 from sim2real.errors import ParameterError
 from sim2real.randomization.mujoco_address import Address, Place
 from sim2real.randomization.mujoco_model import RobotModel, load_spec
+from sim2real.randomization.simulator import PlantModel
 
 # Impedance of friction constraints, as close to 1 as MuJoCo takes: `solimp` without a slope.
 HARD = (0.9999, 0.9999, 1.0, 0.5, 2.0)
 
 
-def engine_model(robot: RobotModel, chain: Chain, timestep: float) -> RobotModel:
+def engine_model(robot: PlantModel, chain: Chain, timestep: float) -> PlantModel:
     """Return a robot whose engine does what the native stages of a chain do; the robot itself if there are none.
 
     Their parameters, under the names that they have in the chain, are among those of the robot that is returned. The
     signal is the control of the actuators.
 
     Args:
-        robot: of a file, which is compiled anew where a delay line needs room.
+        robot: of a file, which is compiled anew; a function has no engine, and is returned as it is.
         chain: the stages that are not native remain to be applied: `chain.outside_engine()`.
         timestep: substep of the simulation [s].
 
     Raises:
         ParameterError: the file limits forces already, or has actuators that are no motors.
     """
-    if not chain.native:
+    if not chain.native or not isinstance(robot, RobotModel):
         return robot
     spec = load_spec(robot.name)
     spec.option.timestep = timestep

@@ -53,6 +53,10 @@ class Replay:
         states = states.reshape(candidates, many, *states.shape[1:])
         return at_offsets(states, start, self.windows.offset)[..., : start.shape[-1] // 2]
 
+    def select(self, rows: NDArray[np.int_]) -> Replay:
+        """Return the replay of some of the windows."""
+        return Replay(self.plant, self.windows.select(rows), self.names, self.start[rows])
+
     def residuals(self, positions: Array) -> Array:
         """Return predicted minus measured positions (..., W, M, D), zero where there is no sample."""
         return np.where(self.windows.valid[..., None], positions - self.windows.positions, 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize
@@ -13,6 +13,9 @@ from sim2real.calibration.replay import Replay, columns
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError
 from sim2real.plant import require_finite
+
+# So many windows tell good starting points from bad ones; all of them only the good one is refined on.
+ENOUGH = 24
 
 
 @dataclass
@@ -48,8 +51,7 @@ class ShootingProblem:
 
     def _residuals(self, x: Array) -> Array:
         out = []
-        for part in self.parts:
-            residual, _ = part.with_starts(x[columns(self.names, part)], self._weights.get(id(part)))
+        for part, (residual, _) in zip(self.parts, self._simulated(x), strict=True):
             require_finite(residual, "the simulated motion")
             self._weights[id(part)] = self.weights(residual)
             out.append((residual / self.noise).ravel())
@@ -60,16 +62,37 @@ class ShootingProblem:
     def __post_init__(self) -> None:
         self._weights: dict[int, Array] = {}
         self._size = 0
+        self._last: tuple[Array, list[tuple[Array, Array]]] | None = None
 
-    def forget_weights(self) -> None:
+    def forget(self) -> None:
+        """Forget what follows from noise and start states that are no longer in force."""
         self._weights.clear()
+        self._last = None
+
+    def _simulated(self, x: Array) -> list[tuple[Array, Array]]:
+        """Residuals and their Jacobians by the start states, per part; kept for the Jacobian that is asked for next."""
+        if self._last is None or not np.array_equal(self._last[0], x):
+            found = [p.with_starts(x[columns(self.names, p)], self._weights.get(id(p))) for p in self.parts]
+            self._last = x.copy(), found
+        return self._last[1]
+
+    def some(self, most: int) -> ShootingProblem:
+        """Return the problem of at most so many windows, spread evenly over the recordings."""
+        total = sum(len(p.windows) for p in self.parts)
+        if total <= most:
+            return self
+        share = most / total
+        parts = []
+        for part in self.parts:
+            many = max(round(share * len(part.windows)), 1)
+            parts.append(part.select(np.unique(np.linspace(0, len(part.windows) - 1, many).round().astype(int))))
+        return replace(self, parts=parts)
 
     def projected(self, x: Array) -> tuple[list[Array], list[Array], list[Array]]:
         """Per part: standardised residuals (W, M, D), projected Jacobians (W, M, D, P), weights (W, M, D)."""
         residuals, jacobians, weights = [], [], []
-        for part in self.parts:
+        for part, (residual, by_state) in zip(self.parts, self._simulated(x), strict=True):
             where = columns(self.names, part)
-            residual, by_state = part.with_starts(x[where], self._weights.get(id(part)))
             weight = self.weights(residual)
             steps = np.where(x + self.steps > self.upper, -self.steps, self.steps)[where]
             by_parameter = part.jacobian(x[where], steps, residual)
@@ -118,7 +141,7 @@ def refine(problem: ShootingProblem, x: Array, evaluations: int) -> Fit:
     """Estimate each channel's noise at `x`, then solve for the parameters."""
     gap = 1e-6 * (problem.upper - problem.lower)
     gap = np.where(np.isfinite(gap), gap, 0.0)
-    problem.forget_weights()
+    problem.forget()
     problem.noise = np.ones_like(problem.noise)
     problem.noise = np.maximum(_robust_std(problem.projected(x)[0], problem.parts), 1e-6)
     solution = optimize.least_squares(
@@ -166,7 +189,7 @@ def screen(problem: ShootingProblem, candidates: Array) -> list[int]:
 
 def restore(problem: ShootingProblem, fit: Fit) -> None:
     problem.noise = fit.noise
-    problem.forget_weights()
+    problem.forget()
     for part, start in zip(problem.parts, fit.starts, strict=True):
         part.start = start
 
@@ -191,13 +214,14 @@ def solve(
         rounds: of refinement, each with the noise of every channel estimated anew.
         progress: called with a line at each step.
     """
-    first = []
-    for k, row in enumerate(screen(problem, candidates)[: max(starts, 1)]):
-        first.append(refine(problem, candidates[row], evaluations=8))
+    few, first = problem.some(ENOUGH), []
+    for k, row in enumerate(screen(few, candidates)[: max(starts, 1)]):
+        first.append(refine(few, candidates[row], evaluations=12))
         progress(f"start {k + 1}: residual {_shown(first[-1].noise)}")
     fit = min(first, key=lambda f: f.cost)
     for k in range(rounds):
-        restore(problem, fit)
+        if k > 0 or few is problem:
+            restore(problem, fit)
         fit = refine(problem, fit.x, evaluations=15)
         progress(f"round {k + 1}: residual {_shown(fit.noise)}")
         if alternatives is not None:

@@ -11,11 +11,13 @@ from sim2real.episodes import Array
 
 # Time over which what a model leaves unexplained is taken to be correlated, where too little is recorded to see it [s].
 CORRELATED = 0.1
+# The largest share of what is known of a direction that a single block may be taken to know.
+LEVERAGE = 0.8
 
 
 def bootstrap(problem: ShootingProblem, best: Array, samples: int, rng: np.random.Generator) -> Array:
     """(S, P) one Gauss-Newton step from the optimum for each random weighting of the blocks."""
-    residuals, jacobians, weights = problem.projected(best)
+    residuals, jacobians, weights = at_scale(problem, best)
     hessians, gradients = [], []
     for part, r, j, w in zip(problem.parts, residuals, jacobians, weights, strict=True):
         h = np.einsum("wmdp,wmd,wmdq->wpq", j, w, j)
@@ -25,24 +27,50 @@ def bootstrap(problem: ShootingProblem, best: Array, samples: int, rng: np.rando
             gradients.append(g[rows].sum(0))
     h, g = np.array(hessians), np.array(gradients)
     blocks, size = g.shape
-    prior = problem.factor.T @ problem.factor
+    factor = np.concatenate([problem.factor, np.diag(1.0 / width_of(problem))])
+    prior = factor.T @ factor
     if blocks < 2 * size:
         return laplace(problem, best, h.sum(0), prior, samples, rng)
     total = h.sum(0) + prior
-    # bounds that the optimum touches, and directions without information, must not make the system singular
-    ridge = 1e-9 * np.diag(np.maximum(np.diag(total), 1e-12))
-    # a block has pulled the fit towards itself: leave its own share out, or few blocks look too sure (CR3)
-    leverage = np.linalg.solve(total + ridge, h).swapaxes(1, 2)
-    g = np.linalg.solve((1 + 1e-6) * np.eye(size) - leverage, g[..., None])[..., 0]
+    # a block has pulled the fit towards itself: leave its own share out, or few blocks look too sure (CR3); what one
+    # block alone knows cannot be resampled, so its share is taken for no more than LEVERAGE
+    root = np.linalg.cholesky(total)
+    inverse = np.linalg.inv(root)
+    share, basis = np.linalg.eigh(inverse @ h @ inverse.T)
+    corrected = np.einsum("bqp,pr,br->bq", np.swapaxes(basis, 1, 2), inverse, g) / (1 - np.minimum(share, LEVERAGE))
+    g = np.einsum("qp,bpr,br->bq", root, basis, corrected)
     multiplier = rng.exponential(size=(samples, blocks))
     multiplier /= multiplier.mean(1, keepdims=True)
     # Student's t rather than normal, for the scatter itself is estimated from the blocks
     freedom = max(blocks - 1, 1)
     scatter = (multiplier - 1) @ g * np.sqrt(freedom / rng.chisquare(freedom, size=(samples, 1)))
     # what is known beforehand is uncertain too: without its scatter a prior that pulls would look like certainty
-    scatter += rng.normal(size=(samples, size)) @ problem.factor
-    shift = np.linalg.solve(np.einsum("sb,bpq->spq", multiplier, h) + prior + ridge, scatter[..., None])[..., 0]
-    return into_bounds(best - shift, total + ridge, problem.lower, problem.upper)
+    scatter += rng.normal(size=(samples, len(factor))) @ factor
+    shift = np.linalg.solve(np.einsum("sb,bpq->spq", multiplier, h) + prior, scatter[..., None])[..., 0]
+    return into_bounds(best - shift, total, problem.lower, problem.upper)
+
+
+def width_of(problem: ShootingProblem) -> Array:
+    """(P,) standard deviation of a uniform distribution between the bounds; without limit where there are none."""
+    return np.asarray((problem.upper - problem.lower) / np.sqrt(12.0))
+
+
+def at_scale(problem: ShootingProblem, best: Array) -> tuple[list[Array], list[Array], list[Array]]:
+    """Residuals, Jacobians and weights at the optimum, by differences as wide as the data leave each parameter free.
+
+    Where the data hardly see a parameter (a lag far below a substep, a dead zone of zero), its derivative says nothing
+    of how far it may go before they do.
+    """
+    steps, width = problem.steps, width_of(problem)
+    try:
+        for _ in range(2):
+            _, jacobians, weights = problem.projected(best)
+            seen = sum(np.einsum("wmdp,wmd->p", j**2, w) for j, w in zip(jacobians, weights, strict=True))
+            wide = np.where(np.isfinite(width), 0.5 * width, 100 * steps)
+            problem.steps = np.clip(1.0 / np.sqrt(np.maximum(seen, 1e-300)), steps, np.maximum(wide, steps))
+        return problem.projected(best)
+    finally:
+        problem.steps = steps
 
 
 def laplace(
@@ -53,7 +81,7 @@ def laplace(
     seconds = sum(float((p.windows.offset * p.windows.valid).max(1).sum()) * p.plant.timestep for p in problem.parts)
     share = min(1.0, seconds / CORRELATED / valid)
     precision = share * data + prior
-    precision += 1e-9 * np.diag(np.maximum(np.diag(precision), 1e-12))
+    precision += 1e-12 * np.diag(np.maximum(np.diag(precision), 1e-12))
     root = np.linalg.cholesky(precision)
     draws = best + np.linalg.solve(root.T, rng.normal(size=(len(best), samples))).T
     return into_bounds(draws, precision, problem.lower, problem.upper)

@@ -12,18 +12,21 @@ from sim2real.randomization.distributions import (
     Uniform,
     parse_distribution,
 )
+from sim2real.randomization.function_model import FunctionModel, FunctionParameter, load_function
 from sim2real.randomization.joint import JointEmpirical, JointNormal
 from sim2real.randomization.mujoco_model import RobotModel
 from sim2real.randomization.mujoco_simulator import MujocoSimulator
 from sim2real.randomization.parameters import Parameter, ParameterSet, ParameterStore
 from sim2real.randomization.randomization import Randomization, parse_randomizations
-from sim2real.randomization.simulator import Simulator
+from sim2real.randomization.simulator import PlantModel, Simulator
 
 __all__ = [
     "Categorical",
     "Distribution",
     "Empirical",
     "Fixed",
+    "FunctionModel",
+    "FunctionParameter",
     "JointEmpirical",
     "JointNormal",
     "LogNormal",
@@ -33,11 +36,13 @@ __all__ = [
     "Parameter",
     "ParameterSet",
     "ParameterStore",
+    "PlantModel",
     "Randomization",
     "RobotModel",
     "Simulator",
     "TruncatedNormal",
     "Uniform",
+    "load_function",
     "parse_distribution",
     "parse_randomizations",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim2real.errors import RobotError
 from sim2real.randomization import robots
@@ -17,6 +18,8 @@ from sim2real.randomization.mujoco_table import actuator_name, joint_name
 
 if TYPE_CHECKING:
     import mujoco
+
+    from sim2real.randomization.mujoco_simulator import MujocoSimulator
 
 
 class RobotModel:
@@ -61,6 +64,36 @@ class RobotModel:
 
         hinge = self.mj.jnt_type == int(mujoco.mjtJoint.mjJNT_HINGE)
         return tuple(bool(x) for x in hinge & (self.mj.jnt_limited == 0))
+
+    @property
+    def joint_units(self) -> tuple[str, ...]:
+        return tuple("m" if slide else "rad" for slide in self._slides)
+
+    @property
+    def effort_units(self) -> tuple[str, ...]:
+        return tuple("N" if self._slides[joint] else "N·m" for joint in self.mj.actuator_trnid[:, 0])
+
+    @property
+    def _slides(self) -> NDArray[np.bool_]:
+        import mujoco
+
+        return np.asarray(self.mj.jnt_type == int(mujoco.mjtJoint.mjJNT_SLIDE))
+
+    @property
+    def driven(self) -> NDArray[np.int_]:
+        """(A,) the degree of freedom that each actuator drives."""
+        return np.asarray(self.mj.jnt_dofadr[self.mj.actuator_trnid[:, 0]], int)
+
+    def simulate(self, n: int, timestep: float, threads: int = 0) -> MujocoSimulator:
+        """Return n plants to step."""
+        from sim2real.randomization.mujoco_simulator import MujocoSimulator
+
+        return MujocoSimulator(self, n, timestep, threads)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Every parameter's unit."""
+        return {name: address.unit for name, address in self.addresses.items()}
 
     @property
     def addresses(self) -> dict[str, Address]:

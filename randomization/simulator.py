@@ -55,3 +55,46 @@ class Simulator(ParameterStore, Protocol):
     def bias_effort(self) -> Array:
         """Return the effort that gravity, springs and motion ask for at the present state (n, X / 2)."""
         ...
+
+
+class PlantModel(Protocol):
+    """What can be simulated: a robot file (`RobotModel`), or a function (`FunctionModel`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def joint_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def joint_units(self) -> tuple[str, ...]: ...
+
+    @property
+    def actuator_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def effort_units(self) -> tuple[str, ...]: ...
+
+    @property
+    def wraps(self) -> tuple[bool, ...]:
+        """Whether each position matters only modulo 2 pi."""
+        ...
+
+    @property
+    def driven(self) -> NDArray[np.int_]:
+        """(A,) the degree of freedom that each actuator drives."""
+        ...
+
+    @property
+    def nominal(self) -> dict[str, float]:
+        """Every parameter's nominal value: name -> number."""
+        ...
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Every parameter's unit."""
+        ...
+
+    def simulate(self, n: int, timestep: float, threads: int = 0) -> Simulator:
+        """Return n plants to step."""
+        ...

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sim2real.adapters import BoundChain, Chain, PlantView
 from sim2real.adapters.native import engine_model
 from sim2real.errors import NonFiniteError, ParameterError, did_you_mean
-from sim2real.randomization import MujocoSimulator, RobotModel, Simulator
+from sim2real.randomization import MujocoSimulator, PlantModel, RobotModel, Simulator
 
 Array = NDArray[np.float64]
 Values = Mapping[str, Array]
@@ -27,28 +27,32 @@ class Plant:
     A value: `start(n)` makes n of them to step.
 
     Attributes:
-        model: the robot.
+        model: the robot: a file, or a function.
         chain: what happens to a command before it moves a joint; its native stages are left to the engine.
         timestep: substep of the simulation [s].
         threads: to step on; 0 means all cores.
     """
 
-    model: RobotModel
+    model: PlantModel
     chain: Chain = field(default_factory=Chain)
     timestep: float = 0.001
     threads: int = 0
 
     @cached_property
-    def _engine(self) -> RobotModel:
+    def _engine(self) -> PlantModel:
         return engine_model(self.model, self.chain, self.timestep)
+
+    @cached_property
+    def _outside(self) -> Chain:
+        return self.chain.outside_engine() if isinstance(self.model, RobotModel) else self.chain
 
     @property
     def degrees_of_freedom(self) -> int:
-        return int(self.model.mj.nv)
+        return len(self.model.joint_names)
 
     @property
     def actions(self) -> int:
-        return int(self.model.mj.nu)
+        return len(self.model.actuator_names)
 
     @property
     def filling(self) -> float:
@@ -57,29 +61,23 @@ class Plant:
 
     def nominal(self) -> dict[str, float]:
         """Return every parameter's nominal value, of the dynamics and of the execution."""
-        return {**self._engine.nominal, **self.chain.outside_engine().nominal()}
+        return {**self._engine.nominal, **self._outside.nominal()}
 
     def units(self) -> dict[str, str]:
         """Return every parameter's unit."""
-        of_engine = {name: address.unit for name, address in self._engine.addresses.items()}
-        return {**of_engine, **self.chain.outside_engine().units()}
+        return {**self._engine.units, **self._outside.units()}
 
     def start(self, n: int, values: Values | None = None) -> RunningPlant:
         """Return n plants with the given parameters (name -> (n,)), nominal where not given."""
-        simulator = MujocoSimulator(self._engine, n, self.timestep, self.threads)
-        chain = self.chain.outside_engine().bind(n, self.actions, self.timestep)
-        running = RunningPlant(simulator, chain, self._actuated())
+        simulator = self._engine.simulate(n, self.timestep, self.threads)
+        chain = self._outside.bind(n, self.actions, self.timestep)
+        running = RunningPlant(simulator, chain, self.model.driven)
         running.write(values or {})
         return running
 
     def without_chain(self) -> Plant:
         """Return the plant with an empty chain: for measured efforts, which have been through the real one."""
         return Plant(self.model, Chain(), self.timestep, self.threads)
-
-    def _actuated(self) -> NDArray[np.int_]:
-        """The degree of freedom that each actuator drives."""
-        joints = self.model.mj.actuator_trnid[:, 0]
-        return np.asarray(self.model.mj.jnt_dofadr[joints], int)
 
 
 class RunningPlant:

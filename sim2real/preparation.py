@@ -13,7 +13,7 @@ from sim2real.episodes import Episode
 from sim2real.errors import LogError
 from sim2real.logs import LogSchema, read_logs
 from sim2real.plant import Plant
-from sim2real.randomization import ParameterSet, RobotModel
+from sim2real.randomization import ParameterSet, RobotModel, load_function
 from sim2real.recipe import Recipe
 from sim2real.twin import Twin, excite
 
@@ -78,7 +78,8 @@ def prepare(recipe: Recipe, threads: int = 0) -> Setup:
     Raises:
         Sim2RealError: what the recipe names does not exist or cannot be read.
     """
-    plant = Plant(RobotModel(recipe.robot), Chain.from_config(recipe.execution), recipe.timestep, threads)
+    robot = load_function(recipe.robot) if ":" in recipe.robot else RobotModel(recipe.robot)
+    plant = Plant(robot, Chain.from_config(recipe.execution), recipe.timestep, threads)
     prior = ParameterSet.parse(recipe.parameters, plant.units())
     prior.against(plant.nominal())
     twin = _twin(recipe, plant)

@@ -251,8 +251,8 @@ def _section_of(section: Any, part: str) -> Any:
 
 
 def _relative_to(value: str, folder: Path, is_robot: bool) -> str:
-    if is_robot and not Path(value).suffix:
-        return value  # the name of a packaged robot
+    if is_robot and (not Path(value).suffix or (":" in value and ".py:" not in value)):
+        return value  # the name of a packaged robot, or of a function in a module
     return str((folder / Path(value).expanduser()).resolve())
 
 

@@ -47,12 +47,8 @@ class Twin:
     @property
     def channels(self) -> Channels:
         """Names and units of what it logs: positions, then velocities where its sensors report them."""
-        import mujoco
-
         model, many = self.plant.model, self.plant.degrees_of_freedom
-        slides = model.mj.jnt_type == int(mujoco.mjtJoint.mjJNT_SLIDE)
-        units = ["m" if slide else "rad" for slide in slides]
-        efforts = ["N" if slides[joint] else "N·m" for joint in model.mj.actuator_trnid[:, 0]]
+        units, efforts = model.joint_units, model.effort_units
         width = many
         for stage in self.perception.stages:
             width = stage.output_width(width)
