@@ -29,7 +29,7 @@ def identify(
     block: float = 1.0,
     tries: int = 24,
     starts: int = 2,
-    rounds: int = 2,
+    rounds: int = 6,
     samples: int = 400,
     robust: float = 2.0,
     rng: np.random.Generator,
@@ -54,7 +54,7 @@ def identify(
         block: length of a bootstrap block [s].
         tries: draws from the prior that are tried before any is refined.
         starts: how many of them are refined; the best one goes on.
-        rounds: further refinements, each with the noise of each channel estimated anew.
+        rounds: further refinements at most, each with the noise of each channel estimated anew.
         samples: posterior samples to return.
         robust: residual, in standard deviations, beyond which the loss grows linearly.
         rng: generator of every draw.
@@ -108,6 +108,7 @@ def identify(
         "windows": int(sum(len(p.windows) for p in parts)),
         "blocks": int(sum(len(np.unique(p.windows.block)) for p in parts)),
         "misfit": misfit(problem, best),
+        "settled": fit.settled,
         "at_bound": [
             n for n, v, a, b in zip(names, best, low, high, strict=True) if min(v - a, b - v) < 1e-3 * (b - a)
         ],

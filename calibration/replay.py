@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,21 @@ class Replay:
     def select(self, rows: NDArray[np.int_]) -> Replay:
         """Return the replay of some of the windows."""
         return Replay(self.plant, self.windows.select(rows), self.names, self.start[rows])
+
+    def shorten(self, share: float) -> Replay:
+        """Return the replay of the first part of every window."""
+        w = self.windows
+        steps = max(round(share * w.commands.shape[1]), 1)
+        valid = w.valid & (w.offset <= steps + 1e-6)
+        most = int(valid.sum(1).max())
+        shorter = replace(
+            w,
+            commands=w.commands[:, :steps],
+            offset=np.minimum(w.offset[:, :most], steps),
+            positions=w.positions[:, :most],
+            valid=valid[:, :most],
+        )
+        return Replay(self.plant, shorter, self.names, self.start.copy())
 
     def residuals(self, positions: Array) -> Array:
         """Return predicted minus measured positions (..., W, M, D), zero where there is no sample."""

@@ -14,6 +14,12 @@ from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError
 from sim2real.plant import require_finite
 
+# Errors beyond so many robust standard deviations count as no larger: of an unstable motion some windows are lost.
+OUTLYING = 10.0
+# The share of the windows' length on which starting points are told apart: long ones have more local minima.
+SHORT = 0.35
+# A round that takes away less than this share of the error is the last one.
+SETTLED = 1e-3
 # So many windows tell good starting points from bad ones; all of them only the good one is refined on.
 ENOUGH = 24
 
@@ -76,6 +82,10 @@ class ShootingProblem:
             self._last = x.copy(), found
         return self._last[1]
 
+    def shorten(self, share: float) -> ShootingProblem:
+        """Return the problem of the first part of every window."""
+        return replace(self, parts=[part.shorten(share) for part in self.parts])
+
     def some(self, most: int) -> ShootingProblem:
         """Return the problem of at most so many windows, spread evenly over the recordings."""
         total = sum(len(p.windows) for p in self.parts)
@@ -131,10 +141,21 @@ def square_root(precision: Array) -> Array:
 
 @dataclass(frozen=True)
 class Fit:
-    cost: float  # mean absolute error, comparable between fits whose noise differs
+    """What a refinement has come to.
+
+    Attributes:
+        cost: mean absolute error, far outliers cut; comparable between fits whose noise differs.
+        x: (P,) parameters.
+        noise: (D,) of the channels.
+        starts: states at the window starts, per part.
+        settled: whether the last step was too small to matter.
+    """
+
+    cost: float
     x: Array
     noise: Array
     starts: list[Array]
+    settled: bool
 
 
 def refine(problem: ShootingProblem, x: Array, evaluations: int) -> Fit:
@@ -155,9 +176,12 @@ def refine(problem: ShootingProblem, x: Array, evaluations: int) -> Fit:
         xtol=1e-6,
         ftol=1e-6,
     )
-    errors = [p.with_starts(solution.x[columns(problem.names, p)])[0][p.windows.valid] for p in problem.parts]
-    cost = float(np.abs(np.concatenate(errors)).mean())
-    return Fit(cost, solution.x, problem.noise, [p.start for p in problem.parts])
+    problem.forget()
+    found = [p.with_starts(solution.x[columns(problem.names, p)])[0] for p in problem.parts]
+    errors = np.abs(np.concatenate([r[p.windows.valid] for r, p in zip(found, problem.parts, strict=True)]))
+    cut = OUTLYING * np.maximum(_robust_std(found, problem.parts), 1e-9)
+    cost = float(np.minimum(errors, cut).mean())
+    return Fit(cost, solution.x, problem.noise, [p.start for p in problem.parts], solution.status > 0)
 
 
 def screen(problem: ShootingProblem, candidates: Array) -> list[int]:
@@ -211,21 +235,26 @@ def solve(
         alternatives: (P, Q) values that a parameter is moved to where the fit says nothing of it (a torque limit above
             all commands, a dead zone of zero), for there no gradient can bring it back; None to leave it there.
         starts: how many candidates are refined.
-        rounds: of refinement, each with the noise of every channel estimated anew.
+        rounds: of refinement at most, each with the noise of every channel estimated anew.
         progress: called with a line at each step.
     """
-    few, first = problem.some(ENOUGH), []
+    short, first = problem.shorten(SHORT), []
+    few = short.some(ENOUGH)
     for k, row in enumerate(screen(few, candidates)[: max(starts, 1)]):
         first.append(refine(few, candidates[row], evaluations=12))
         progress(f"start {k + 1}: residual {_shown(first[-1].noise)}")
-    fit = min(first, key=lambda f: f.cost)
+    fit = refine(short, min(first, key=lambda f: f.cost).x, evaluations=15)
+    progress(f"short windows: residual {_shown(fit.noise)}")
+    cost = np.inf
     for k in range(rounds):
-        if k > 0 or few is problem:
-            restore(problem, fit)
+        restore(problem, fit)
         fit = refine(problem, fit.x, evaluations=15)
         progress(f"round {k + 1}: residual {_shown(fit.noise)}")
-        if alternatives is not None:
+        if alternatives is not None and k < 2:
             fit = _unstick(problem, fit, alternatives, progress)
+        if fit.settled and fit.cost > (1 - SETTLED) * cost:
+            break
+        cost = fit.cost
     restore(problem, fit)
     return fit
 

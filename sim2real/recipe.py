@@ -66,7 +66,7 @@ class IdentifySection(Section):
     block: float = Field(default=1.0, gt=0)
     tries: int = Field(default=32, ge=0)
     starts: int = Field(default=3, ge=1)
-    rounds: int = Field(default=2, ge=1)
+    rounds: int = Field(default=6, ge=1)
     samples: int = Field(default=400, ge=10)
 
 
