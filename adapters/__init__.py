@@ -17,7 +17,7 @@ from sim2real.adapters.actuators import (
     TorqueSpeed,
     VoltageSag,
 )
-from sim2real.adapters.chain import STAGES, BoundChain, Chain
+from sim2real.adapters.chain import STAGES, BoundChain, Chain, register_stage
 from sim2real.adapters.delay import Latency, PacketLatency
 from sim2real.adapters.sensors import Bias, Drift, FilteredDifference
 from sim2real.adapters.signals import (
@@ -72,6 +72,7 @@ __all__ = [
     "TorqueSpeed",
     "VectorPerceptionGap",
     "VoltageSag",
+    "register_stage",
 ]
 
 

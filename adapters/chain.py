@@ -70,6 +70,21 @@ STAGES: dict[str, type[Stage]] = {
         FilteredDifference,
     )
 }
+
+
+def register_stage(stage: type[Stage]) -> type[Stage]:
+    """Let recipes, `Chain.from_config` and wrappers find a stage of one's own by its `kind`; a decorator of the class.
+
+    Raises:
+        ParameterError: there is another stage of that kind.
+    """
+    known = STAGES.setdefault(stage.kind, stage)
+    if (known.__module__, known.__qualname__) != (stage.__module__, stage.__qualname__):
+        raise ParameterError(f"there is a stage {stage.kind!r} already, {known.__qualname__}; give yours another kind")
+    STAGES[stage.kind] = stage
+    return stage
+
+
 # Counts and states of all stages: what a chain at work is, beside its parameters.
 ChainState = tuple[Signal, tuple[State, ...]]
 
@@ -143,6 +158,8 @@ class Chain:
             RecipeError: an unknown stage or argument.
             ParameterError: an argument outside its range.
         """
+        if isinstance(stages, str | Mapping) or not all(isinstance(config, Mapping) for config in stages):
+            raise RecipeError(f"expected a list of stages such as [{{stage: latency, delay: 0.02}}], found {stages!r}")
         built = []
         for config in stages:
             arguments = dict(config)
@@ -182,8 +199,16 @@ class Chain:
 
     @property
     def takes(self) -> str | None:
-        """The unit that the first stage which asks for one takes."""
-        return next((stage.takes for stage in self.stages if stage.takes), None)
+        """The unit of what comes in, where the stages say."""
+        for stage in self.stages:
+            if stage.takes or stage.gives:
+                return stage.takes
+        return None
+
+    @property
+    def in_effort(self) -> bool:
+        """Whether what comes out is the effort at a joint, and not whatever came in."""
+        return self.feedback or any("N·m" in (stage.takes, stage.gives) for stage in self.stages)
 
     @property
     def gives(self) -> str | None:
@@ -206,9 +231,17 @@ class Chain:
             dt: length of a substep [s].
             like: an array whose namespace, type and device the signals have; float64 numpy by default.
             seed: of what is random; signal i is seeded with `seed + i`.
-            fused: compile the chain to one loop with numba; for numpy in float64. Several times as fast, but compiling
-                takes some seconds.
+            fused: compile the chain to one loop with numba; for numpy in float64, without `packets`. Several times as
+                fast, but compiling takes some seconds.
+
+        Raises:
+            ParameterError: no signal, no channel or no substep.
         """
+        if n < 1 or width < 1 or not (np.isfinite(dt) and dt > 0):
+            raise ParameterError(
+                f"a chain is bound to at least one signal and channel and a substep above 0 s; found n={n}, "
+                f"width={width}, dt={dt}"
+            )
         if fused:
             from sim2real.adapters.fused import FusedChain
 
@@ -328,7 +361,7 @@ class BoundChain:
                     f"{name}: expected values in [{field.low:g}, {field.high:g}] {field.unit}, found one outside or NaN"
                 )
             if mask is not None:
-                new = xp.where(xp.asarray(mask, device=device)[:, None], new, self._values[name])
+                new = xp.where(self._rows(mask)[:, None], new, self._values[name])
             checked[name] = new
         touched = sorted({owners[name][0] for name in checked})
         for at in touched:
@@ -354,13 +387,19 @@ class BoundChain:
 
     def seed(self, seeds: Sequence[int] | NDArray[np.int_], mask: NDArray[np.bool_] | None = None) -> None:
         """Begin what is random anew: `seeds` (n,), whole numbers of up to 64 bits; in the rows of `mask`, or all."""
-        rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
+        if np.shape(seeds) != (self.n,):
+            raise ParameterError(f"expected a seed for each of {self.n} signals, found shape {np.shape(seeds)}")
+        rows = np.ones(self.n, bool) if mask is None else np.asarray(mask)
+        self._rows(rows)
         new = np.array([int(s) % 2**64 for s in seeds], np.uint64)
         self._seeds = np.where(rows, new, self._seeds)
         self._contexts = [self._context(stage) for stage in self.chain.stages]
         self._count = self._xp.where(self._rows(rows), self._integers(np.zeros(self.n, np.int64)), self._count)
 
     def _rows(self, mask: NDArray[np.bool_]) -> Signal:
+        found = np.asarray(plain(mask))
+        if found.dtype != np.bool_ or found.shape != (self.n,):
+            raise ParameterError(f"a mask is ({self.n},) booleans, found {found.dtype} of shape {found.shape}")
         return self._xp.asarray(mask, device=array_api_compat.device(self._like))
 
     def reset(self, mask: NDArray[np.bool_] | None = None) -> None:
@@ -388,7 +427,7 @@ class BoundChain:
         count, states = self.state
         out = {f"state.{i}.{k}": np.array(plain(x)) for i, state in enumerate(states) for k, x in enumerate(state)}
         out |= {f"parameter.{name}": np.array(plain(value)) for name, value in self._values.items()}
-        return out | {"count": np.array(plain(count)), "seeds": self._seeds.copy()}
+        return out | {"count": np.array(plain(count)), "seeds": self._seeds.copy(), "substep": np.array(self.dt)}
 
     def load(self, saved: Mapping[str, NDArray[Any]]) -> None:
         """Go on where another chain of the same stages, rows and channels was when it was saved.
@@ -397,11 +436,18 @@ class BoundChain:
             ParameterError: it was another chain.
         """
         mine = self.save()
-        if saved.keys() != mine.keys() or any(saved[k].shape != v.shape for k, v in mine.items() if k[0] == "s"):
+        if saved.keys() != mine.keys():
             raise ParameterError(
-                f"what was saved is of another chain, or of other rows or channels: expected {', '.join(mine)}; "
-                f"found {', '.join(saved)}"
+                f"what was saved is of another chain: expected {', '.join(mine)}; found {', '.join(saved)}"
             )
+        for name, value in mine.items():
+            if name[0] == "s" and saved[name].shape != value.shape:
+                raise ParameterError(
+                    "what was saved is of other rows, channels or delay lines: expected "
+                    f"{name} of shape {value.shape}, found {saved[name].shape}"
+                )
+        if (substep := float(saved["substep"])) != self.dt:
+            raise ParameterError(f"what was saved ran at substeps of {substep} s, this chain does at {self.dt} s")
         device = array_api_compat.device(self._like)
 
         def back(name: str) -> Signal:
@@ -432,7 +478,11 @@ class BoundChain:
         """Pass `signal` (n, K, width), one row a substep, through every stage: (n, K, width').
 
         Rows outside of `mask` (n,) are as if nothing had been sent; what is returned for them means nothing.
+
+        Raises:
+            ParameterError: a signal of another shape, or a stage that needs the motion of a plant and is not given it.
         """
+        self._check_shape(signal)
         before = self.state
         after, signal = self.transform(before, signal, plant)
         if mask is not None:
@@ -440,6 +490,12 @@ class BoundChain:
             after = self._merged(rows, after, before)
         self.state = after
         return signal
+
+    def _check_shape(self, signal: Signal) -> None:
+        if signal.ndim != 3 or signal.shape[0] != self.n or signal.shape[1] < 1 or signal.shape[2] != self.width:
+            raise ParameterError(
+                f"expected a signal ({self.n}, substeps, {self.width}), found shape {tuple(signal.shape)}"
+            )
 
     def _merged(self, rows: Signal, yes: ChainState, no: ChainState) -> ChainState:
         states = tuple(

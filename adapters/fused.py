@@ -77,7 +77,7 @@ class FusedChain(BoundChain):
             part.stale = True
 
     def reset(self, mask: NDArray[np.bool_] | None = None) -> None:
-        rows = slice(None) if mask is None else np.asarray(mask, bool)
+        rows = slice(None) if mask is None else self._rows(mask)
         for part in self._parts:
             part.memory[rows] = 0.0
             part.seen[rows] = 0
@@ -101,8 +101,9 @@ class FusedChain(BoundChain):
         if mask is not None:
             before = self.state
             signal = self.apply(signal, plant)
-            self.state = self._merged(np.asarray(mask, bool), self.state, before)
+            self.state = self._merged(self._rows(mask), self.state, before)
             return signal  # type: ignore[no-any-return]
+        self._check_shape(signal)
         if self.chain.feedback and (plant is None or signal.shape[1] != 1):
             raise ParameterError("a chain with feedback needs the plant's motion, one substep at a time")
         motion = () if plant is None else (plant.position, plant.velocity, plant.effective_inertia, plant.load)

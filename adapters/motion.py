@@ -46,6 +46,18 @@ class Motors:
                 "nothing to act on; make it a motor and let a drive stage do what it did"
             )
         self.dofs, self.places = model.jnt_dofadr[joints], model.jnt_qposadr[joints]
+        limited = model.actuator_ctrllimited.astype(bool)
+        self._low = np.where(limited, model.actuator_ctrlrange[:, 0], -np.inf)
+        self._high = np.where(limited, model.actuator_ctrlrange[:, 1], np.inf)
+
+    @staticmethod
+    def lift_range(model: Any) -> None:
+        """Let the controls of a model leave their range: it is one of commands, and friction comes on top of these."""
+        model.actuator_ctrllimited[:] = False
+
+    def commands(self, control: Array) -> Array:
+        """Return controls within the range that the model gave them."""
+        return np.minimum(np.maximum(control, self._low), self._high)
 
 
 class JointMotion(Motors):
@@ -70,15 +82,16 @@ class JointMotion(Motors):
         )
 
 
-class BatchMotion(Motors):
+class BatchMotion:
     """Reads joints and the efforts on them from a `mujoco.batch.Batch` of n plants.
 
     Args:
         batch: of a model all of whose actuators are motors.
+        motors: of that model.
     """
 
-    def __init__(self, batch: Any) -> None:
-        super().__init__(batch.model)
+    def __init__(self, batch: Any, motors: Motors) -> None:
+        self.motors = motors
         self._batch, self._models = batch, BatchModels(batch)
         self._qpos, self._qvel, self._inertia = batch.bind("qpos"), batch.bind("qvel"), batch.bind("M")
         self._bias, self._passive = batch.bind("qfrc_bias"), batch.bind("qfrc_passive")
@@ -98,8 +111,8 @@ class BatchMotion(Motors):
         rows = slice(None) if ids is None else ids
         effective[rows] = effective_inertia(self._batch.model, self._inertia[rows])
         return PlantView(
-            position=self._qpos[:, self.places],
-            velocity=self._qvel[:, self.dofs],
-            effective_inertia=effective[:, self.dofs],
-            load=(self._bias - self._passive)[:, self.dofs],
+            position=self._qpos[:, self.motors.places],
+            velocity=self._qvel[:, self.motors.dofs],
+            effective_inertia=effective[:, self.motors.dofs],
+            load=(self._bias - self._passive)[:, self.motors.dofs],
         )

@@ -12,6 +12,7 @@ from sim2real.errors import ParameterError
 
 ANY = ("execution", "perception")
 INFINITY = float("inf")
+UNITS = ("V", "A", "N·m", "N", "rad", "m", "rad/s", "m/s", "1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Gain(Stage):
     Attributes:
         gain: [1].
         offset: [of the output].
-        to: unit of the output, "V" or "N·m" for instance, where it is another than that of the input.
+        to: unit of the output, one of `UNITS`, where it is another than that of the input.
     """
 
     gain: float = 1.0
@@ -30,6 +31,11 @@ class Gain(Stage):
     kind: ClassVar[str] = "gain"
     GAPS: ClassVar[tuple[str, ...]] = ANY
     FIELDS: ClassVar[dict[str, Field]] = {"gain": Field("1", -INFINITY), "offset": Field("1", -INFINITY)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.to not in ("", *UNITS):
+            raise ParameterError(f"{self.gap}.{self.name}: `to` is one of {', '.join(UNITS)}, found {self.to!r}")
 
     @property
     def gives(self) -> str | None:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -125,9 +126,16 @@ class Stage(ABC):
     # Where MuJoCo models the effect: the rank of what it does first to a control.
     ENGINE: ClassVar[int | None] = None
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if unknown := set(cls.DRAWS) - {"normals", "uniform"}:
+            raise ParameterError(f"{cls.__name__}: DRAWS are normals and uniform, found {', '.join(sorted(unknown))}")
+
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.kind)
+        if not re.fullmatch(r"\w+", self.name):
+            raise ParameterError(f"stage {self.kind}: a name is of letters, digits and _, found {self.name!r}")
         if not self.gap:
             object.__setattr__(self, "gap", self.GAPS[0])
         if self.gap not in self.GAPS:
@@ -135,11 +143,12 @@ class Stage(ABC):
         if self.native and (self.ENGINE is None or self.gap != "execution"):
             raise ParameterError(f"{self.gap}.{self.name}: MuJoCo does not model this stage; leave native out")
         if self.channels is not None:
-            chosen = tuple(self.channels)
-            if not chosen or not all(isinstance(c, int) and c >= 0 for c in chosen) or self.appends:
+            chosen = tuple(self.channels) if isinstance(self.channels, list | tuple) else ()
+            whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in chosen)
+            if not chosen or not whole or len(set(chosen)) < len(chosen) or self.appends:
                 raise ParameterError(
-                    f"{self.gap}.{self.name}: channels are columns that the stage acts on, counted from 0, and not for "
-                    f"a stage that appends some; found {self.channels!r}"
+                    f"{self.gap}.{self.name}: channels are a list of columns that the stage acts on, each once, "
+                    f"counted from 0, and not for a stage that appends some; found {self.channels!r}"
                 )
             object.__setattr__(self, "channels", chosen)
         for name, field in self.FIELDS.items():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sim2real.adapters.chain import BoundChain, Chain
 from sim2real.adapters.motion import JointMotion
 from sim2real.adapters.native import hand_over
-from sim2real.errors import ParameterError
+from sim2real.errors import NonFiniteError, ParameterError
 from sim2real.randomization.env_parameters import (
     Env,
     GoalWrapper,
@@ -36,14 +36,15 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
     it. Their parameters, `execution.<stage>.<field>`, are among those that `RandomizeDynamics` around this wrapper
     finds.
 
-    The signal is the action, in the units of the environment. Where a stage needs the motion of the plant (friction,
-    drive, torque-speed curve), which MuJoCo environments with motors show, the signal is the effort at the joint [N·m],
-    control times gain and gear, through all stages; or, where the first stage that asks for a unit asks for another,
-    the action in that unit: a position for a drive [rad], a voltage for a DC motor [V]. A torque limit and friction
+    The signal is the action, in the units of the environment. On MuJoCo environments with motors, where a stage is one
+    of efforts (torque limit, friction, torque-speed curve, drive), the signal is the effort at the joint [N·m], control
+    times gain and gear, through all stages; or, where the first stage that asks for a unit asks for another, the action
+    in that unit: a position for a drive [rad], a voltage for a DC motor [V]. The range of the controls then holds for
+    the actions, and not for what friction makes of them. A torque limit and friction
     that are `native` are left to MuJoCo, and their parameters are then among those of its model.
 
     `info` holds `commanded_action`, `delivered_action` (what came out of the stages at the last substep) and, on
-    MuJoCo, `applied_effort` (what the actuators then exerted, in their own units, within their force limits).
+    MuJoCo, `applied_effort` (what the actuators then exerted, before their gear, within their force limits).
 
     Args:
         env: a single environment with a flat `Box` of actions.
@@ -75,14 +76,16 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
         self._at_substeps = is_mujoco(env) and hasattr(base, "_step_mujoco_simulation")
         self._motion: JointMotion | None = None
         self._takes = chain.takes
-        if chain.feedback:
-            if not self._at_substeps:
-                refuse_feedback(chain)
+        if chain.feedback and not self._at_substeps:
+            refuse_feedback(chain)
+        if chain.in_effort and self._at_substeps:
             self._motion = JointMotion(base.model)
             refuse_other_output(chain)
         if chain.native and self._at_substeps:
-            add_engine_stages(base, hand_over(chain, base.model, chain.feedback))
+            add_engine_stages(base, hand_over(chain, base.model, chain.in_effort))
             chain = chain.outside_engine()
+        if self._motion is not None:
+            self._motion.lift_range(base.model)
         substep = float(base.model.opt.timestep) if self._at_substeps else (dt or control_period(env))
         self._line: BoundChain = chain.bind(1, space.shape[0], substep)
         self._delivered = np.zeros(space.shape)
@@ -106,6 +109,7 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
         return out
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        require_finite_actions(action)
         given = action
         if not self._at_substeps:
             self._delivered = self._line.apply(np.asarray(action, float)[None, None])[0, 0]
@@ -123,8 +127,10 @@ class ExecutionGap(GoalWrapper, RecordConstructorArgs):
 
         base: Any = self.env.unwrapped
         command = np.asarray(ctrl, float)
-        effort = np.ones(1) if self._motion is None else self._motion.effort(base.model)
-        sent = (command * effort if self._takes == "N·m" and self._motion is not None else command)[None, None]
+        effort = np.ones(1)
+        if self._motion is not None:
+            command, effort = self._motion.commands(command), self._motion.effort(base.model)
+        sent = (command * effort if self._takes == "N·m" else command)[None, None]
         if self._motion is None or not self._line.chain.feedback:
             for given in self._line.apply(np.repeat(sent, n_frames, 1))[0]:
                 base.data.ctrl[:] = given / effort
@@ -301,6 +307,12 @@ def refuse_other_output(chain: Chain) -> None:
         raise ParameterError(
             f"what comes out of the stages is in {out}, but a motor takes an effort: end with a dc_motor"
         )
+
+
+def require_finite_actions(actions: Any) -> None:
+    """Raise a NonFiniteError for actions that are not finite: stages would remember them."""
+    if not np.isfinite(actions).all():
+        raise NonFiniteError(f"an action that is not finite would stay in the stages, found {actions}")
 
 
 def refuse_feedback(chain: Chain) -> None:

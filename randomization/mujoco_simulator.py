@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.errors import NonFiniteError
+from sim2real.errors import NonFiniteError, ParameterError
 from sim2real.randomization.mujoco_model import RobotModel
 from sim2real.randomization.mujoco_parameters import BatchModels, MujocoParameters
 from sim2real.randomization.parameters import Array, Values
@@ -82,7 +82,13 @@ class MujocoSimulator:
     def restore(self, mask: NDArray[np.bool_] | None = None, names: Iterable[str] | None = None) -> None:
         self._parameters.restore(mask, names)
 
+    def silent(self) -> dict[str, str]:
+        """Return the fields that the engine does not look at in this model: name -> why."""
+        return self._parameters.silent()
+
     def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
+        if state.shape != (self.n, 2 * self.degrees_of_freedom):
+            raise ParameterError(f"expected states ({self.n}, {2 * self.degrees_of_freedom}), found {state.shape}")
         rows = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
         dof = self.degrees_of_freedom
         self._qpos[rows], self._qvel[rows] = state[rows, :dof], state[rows, dof:]

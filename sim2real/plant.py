@@ -13,6 +13,7 @@ from sim2real.adapters import BoundChain, Chain, PlantView
 from sim2real.adapters.native import engine_model
 from sim2real.errors import NonFiniteError, ParameterError, did_you_mean
 from sim2real.randomization import MujocoSimulator, PlantModel, RobotModel, Simulator
+from sim2real.randomization.addressing import silent_names
 
 Array = NDArray[np.float64]
 Values = Mapping[str, Array]
@@ -37,6 +38,17 @@ class Plant:
     chain: Chain = field(default_factory=Chain)
     timestep: float = 0.001
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        for stage in self.chain.stages:
+            if stage.gap != "execution":
+                raise ParameterError(f"stage {stage.name} is one of the {stage.gap}; a plant has the execution alone")
+        gives = self.chain.gives
+        if gives in ("V", "A") and gives not in self.model.effort_units:
+            raise ParameterError(
+                f"what comes out of the chain is in {gives}, but {self.model.name} takes "
+                f"{', '.join(sorted(set(self.model.effort_units)))}: end with a dc_motor, or a gain with to: N·m"
+            )
 
     @cached_property
     def _engine(self) -> PlantModel:
@@ -107,8 +119,10 @@ class RunningPlant:
 
     def write(self, values: Values, mask: NDArray[np.bool_] | None = None) -> None:
         """Write dynamics into the simulator and the rest into the chain; see `ParameterStore.write`."""
-        known = self.nominal()
+        known, silent = self.nominal(), silent_names(self.simulator)
         for name in values:
+            if name in silent:
+                raise ParameterError(f"{name} would change nothing: {silent[name]}")
             if name not in known:
                 raise ParameterError(f"no parameter named {name!r}{did_you_mean(name, known)}")
         of_chain = self.chain.nominal()

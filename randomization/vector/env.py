@@ -78,11 +78,16 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = task.observation_space, task.action_space
         self.action_space = batch_space(task.action_space, num_envs)
         chain, model, stages = Chain.from_config(execution, gap="execution"), task.model, {}
-        if chain.native:
+        motors = None
+        if chain.native or chain.in_effort:
+            from sim2real.adapters.motion import Motors
             from sim2real.adapters.native import hand_over
 
             model = copy.copy(model)
-            stages = hand_over(chain, model, chain.feedback)
+            motors = Motors(model) if chain.in_effort else None
+            stages = hand_over(chain, model, chain.in_effort)
+            if motors is not None:
+                motors.lift_range(model)
         self.batch = Batch(model, num_envs, threads or available_threads(), persistent=task.contact_forces)
         self.plants = Plants(self.batch, task.fields, task.contact_forces)
         self._store: ParameterStore = MujocoParameters(
@@ -94,8 +99,8 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             from sim2real.adapters.wrappers import refuse_other_gap, refuse_other_output
 
             refuse_other_gap(chain, "execution")
-            if chain.feedback:
-                self._motion = BatchMotion(self.batch)
+            if motors is not None:
+                self._motion = BatchMotion(self.batch, motors)
                 refuse_other_output(chain)
             self._force = self.batch.bind("actuator_force")
             self._chain = chain.outside_engine().bind(num_envs, model.nu, float(model.opt.timestep))
@@ -243,6 +248,10 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs, self.task.model.nu):
             raise ParameterError(f"expected actions ({self.num_envs}, {self.task.model.nu}), found {actions.shape}")
+        if self._chain is not None:
+            from sim2real.adapters.wrappers import require_finite_actions
+
+            require_finite_actions(actions)
         if not self._begun.all():
             raise gym.error.ResetNeeded(
                 f"{int((~self._begun).sum())} environments were never reset: call reset() first"
@@ -300,7 +309,7 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             commands: Array = chain.apply(np.repeat(actions[:, None], skip, 1), mask=going)
             self.batch.rollout(skip, commands[rows], record=(), ids=ids)
             return np.array(commands[:, -1])
-        effort = self._motion.effort
+        effort, actions = self._motion.effort, self._motion.motors.commands(actions)
         sent = (actions * effort if self._takes == "N·m" else actions)[:, None]
         together = 1 if chain.chain.feedback else skip
         for _ in range(skip // together):

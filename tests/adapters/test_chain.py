@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from sim2real.adapters import (
+    STAGES,
     Chain,
     DeadZone,
+    Field,
     FilteredDifference,
     FirstOrderLag,
     Friction,
+    Gain,
     Latency,
     Quantization,
+    Stage,
     TorqueLimit,
+    register_stage,
 )
 from sim2real.errors import ParameterError, RecipeError, Sim2RealError
 from sim2real.randomization import ParameterStore
@@ -186,3 +192,72 @@ def test_a_row_put_back_to_rest_keeps_its_parameters() -> None:
     assert (again[1] > first[1]).all()
     line.reset()
     np.testing.assert_array_equal(line.apply(np.ones((2, 10, 1))), first)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("shape", [(2, 30, 7), (50, 30, 3), (2, 0, 3), (2, 3), (1, 30, 3), (2, 30, 1)])
+def test_signals_of_another_shape_are_refused(shape: tuple[int, ...], fused: bool) -> None:
+    line = Chain([FirstOrderLag(time_constant=0.1)]).bind(2, 3, 0.001, fused=fused)
+    with pytest.raises(ParameterError, match=r"expected a signal \(2, substeps, 3\)"):
+        line.apply(np.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: Chain([Latency()]).bind(0, 1, 0.001), "at least one signal"),
+        (lambda: Chain([Latency()]).bind(1, 1, -0.001), "a substep above 0 s"),
+        (lambda: Chain([Latency()]).bind(2, 1, 0.001).reset(np.array([1, 0])), r"\(2,\) booleans"),
+        (lambda: Chain([Latency()]).bind(2, 1, 0.001).seed([1]), "a seed for each of 2"),
+        (lambda: DeadZone(channels=(0, 0)), "each once"),
+        (lambda: DeadZone(channels=(True,)), "each once"),
+        (lambda: DeadZone(channels=0), "a list of columns"),  # type: ignore[arg-type]
+        (lambda: DeadZone(name="a.b"), "letters, digits"),
+        (lambda: Gain(to="banana"), "one of V, A"),
+    ],
+)
+def test_what_makes_no_chain_is_refused(make: Any, why: str) -> None:
+    with pytest.raises(ParameterError, match=why):
+        make()
+
+
+def test_a_chain_is_made_of_a_list() -> None:
+    for config in ({"stage": "latency"}, "latency", ["latency"]):
+        with pytest.raises(RecipeError, match="expected a list of stages"):
+            Chain.from_config(config)  # type: ignore[arg-type]
+
+
+def test_a_chain_does_not_go_on_from_another_substep() -> None:
+    saved = Chain([FirstOrderLag()]).bind(1, 1, 0.001).save()
+    with pytest.raises(ParameterError, match=r"substeps of 0.001 s, this chain does at 0.002 s"):
+        Chain([FirstOrderLag()]).bind(1, 1, 0.002).load(saved)
+    with pytest.raises(ParameterError, match=r"state\.0\.0 of shape \(1, 2\), found \(1, 1\)"):
+        Chain([FirstOrderLag()]).bind(1, 2, 0.001).load(saved)
+
+
+def test_a_stage_of_ones_own_is_found_by_its_kind() -> None:
+    @register_stage
+    @dataclass(frozen=True, kw_only=True)
+    class Square(Stage):
+        kind: ClassVar[str] = "square_of_the_test"
+        FIELDS: ClassVar[dict[str, Field]] = {"factor": Field("1")}
+        factor: float = 1.0
+
+        def kernel(self, xp: Any) -> Any:
+            return lambda u, s, p, e, m: (p[0] * u * u, s)
+
+    line = Chain.from_config([{"stage": "square_of_the_test", "factor": 2.0}]).bind(1, 1, 0.1)
+    assert line.apply(np.full((1, 1, 1), 3.0)).item() == 18.0
+    with pytest.raises(ParameterError, match="there is a stage 'latency' already"):
+
+        @register_stage
+        @dataclass(frozen=True, kw_only=True)
+        class Another(Square):
+            kind: ClassVar[str] = "latency"
+
+    with pytest.raises(ParameterError, match="found uniforms"):
+
+        class Typo(Square):
+            DRAWS = ("uniforms",)  # type: ignore[assignment]
+
+    del STAGES["square_of_the_test"]

@@ -17,7 +17,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import sim2real
 from sim2real import make_vec
 from sim2real.adapters import ExecutionGap, PerceptionGap, VectorPerceptionGap
-from sim2real.errors import ParameterError
+from sim2real.errors import NonFiniteError, ParameterError
 
 Array = NDArray[np.float64]
 
@@ -297,3 +297,46 @@ def test_a_recipe_has_both_gaps(tmp_path: Any) -> None:
     action = np.full((2, 3), 0.2, np.float32)
     for _ in range(5):
         np.testing.assert_allclose(many.step(action)[0][0], one.step(action[0])[0], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_a_torque_limit_is_one_of_the_joint(vector: bool) -> None:
+    limit = [{"stage": "torque_limit", "limit": 30.0}]
+    env: Any = make_vec("HalfCheetah-v5", 1, execution=limit) if vector else None
+    env = env or ExecutionGap(gym.make("HalfCheetah-v5"), limit)
+    env.reset(seed=0)
+    gear = (env.task.model if vector else env.unwrapped.model).actuator_gear[:, 0]
+    action = np.array([1.0, -1.0, 0.1, 0.05, -0.1, 1.0])
+    *_, info = env.step(action[None] if vector else action)
+    np.testing.assert_allclose(np.ravel(info["applied_effort"]) * gear, np.clip(action * gear, -30, 30))
+    if not vector:
+        gym.register_envs(pytest.importorskip("gymnasium_robotics"))
+        with pytest.raises(ParameterError, match="is no motor"):
+            ExecutionGap(gym.make("AdroitHandDoor-v1"), limit)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_friction_comes_on_top_of_what_may_be_commanded(vector: bool) -> None:
+    """Commands end at 300 N; a friction of 500 N stops a cart at once that moves against the largest command."""
+    friction = [{"stage": "friction", "coulomb": 500.0}]
+    env: Any = make_vec("InvertedPendulum-v5", 1, execution=friction) if vector else None
+    env = env or ExecutionGap(gym.make("InvertedPendulum-v5"), friction)
+    env.reset(seed=0)
+    plants = env.plants if vector else env.unwrapped.data
+    plants.qvel[...] = 0.0
+    plants.qvel[..., 0] = -1.0
+    env.step(np.full((1, 1) if vector else 1, 10.0))
+    before = np.ravel(plants.qvel)[0]
+    assert abs(before) < 0.05
+    env.step(np.full((1, 1) if vector else 1, 3.0))
+    assert abs(np.ravel(plants.qvel)[0]) < 0.05
+
+
+def test_actions_that_are_not_finite_do_not_reach_the_stages() -> None:
+    lag = [{"stage": "lag", "time_constant": 0.1}]
+    env, envs = ExecutionGap(gym.make("Pendulum-v1"), lag), make_vec("Hopper-v5", 2, execution=lag)
+    env.reset(seed=0)
+    envs.reset(seed=0)
+    for run, action in ((env, np.array([np.nan])), (envs, np.full((2, 3), np.inf))):
+        with pytest.raises(NonFiniteError, match="would stay in the stages"):
+            run.step(action)

@@ -130,7 +130,7 @@ def test_an_environment_hands_over_in_efforts_at_the_joint() -> None:
     gear = native.unwrapped.model.actuator_gear[:, 0]  # type: ignore[attr-defined]
     assert np.abs(forces * gear).max() == pytest.approx(40.0)
     free, _ = roll(ExecutionGap(gym.make("HalfCheetah-v5"), STAGES[:2]), 5)
-    assert np.abs(observed - seen).max() < 0.1 * np.abs(observed - free).max()
+    assert np.abs(observed - seen).max() < 0.2 * np.abs(observed - free).max(), "of what friction does at 10 ms"
 
 
 def test_what_is_native_is_randomized_under_its_own_name() -> None:
