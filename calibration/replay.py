@@ -24,7 +24,7 @@ class Replay:
         plant: without its chain where actions were measured.
         windows: the recordings' side.
         names: the parameters that this plant has, among those that are fitted.
-        start: (W, X) present guess of the states at the window starts; refined by `fit_starts`.
+        start: (W, X) present guess of the states at the window starts.
     """
 
     plant: Plant
@@ -76,41 +76,29 @@ class Replay:
         """Return predicted minus measured positions (..., W, M, D), zero where there is no sample."""
         return np.where(self.windows.valid[..., None], positions - self.windows.positions, 0.0)
 
-    def with_starts(self, parameters: Array, weight: Array | None = None) -> tuple[Array, Array]:
-        """Take one Gauss-Newton step of the start states, and simulate from them.
+    def residuals_at(self, parameters: Array) -> Array:
+        """Return the residuals (W, M, D) from the present starts, for parameters (P,)."""
+        return self.residuals(self.run(parameters[None], self.start[None])[0])
+
+    def sensitivity(self, parameters: Array, steps: Array) -> tuple[Array, Array, Array]:
+        """Return residuals and their derivatives by parameters and start states, by one-sided differences at once.
 
         Args:
             parameters: (P,) in the order of `names`.
-            weight: (W, M, D) of the squared residuals, ones by default.
+            steps: (P,) signed steps.
 
         Returns:
-            residuals (W, M, D) after the step, and their Jacobian with respect to the start states (W, M, D, X).
+            (W, M, D), (W, M, D, P) and (W, M, D, X).
         """
-        size = self.start.shape[1]
-        starts = np.repeat(self.start[None], size + 1, 0)
-        starts[1:] += STATE_STEP * np.eye(size)[:, None, :]
-        positions = self.run(np.repeat(parameters[None], size + 1, 0), starts)
-        residual = self.residuals(positions[0])
-        slope = np.where(self.windows.valid[..., None], positions[1:] - positions[0], 0.0) / STATE_STEP
-        jacobian = np.moveaxis(slope, 0, -1)
-        w = np.ones_like(residual) if weight is None else weight
-        normal = np.einsum("wmdx,wmd,wmdy->wxy", jacobian, w, jacobian) + 1e-9 * np.eye(size)
-        gradient = np.einsum("wmdx,wmd->wx", jacobian, w * residual)
-        self.start = self.start - np.linalg.solve(normal, gradient[..., None])[..., 0]
-        residual = self.residuals(self.run(parameters[None], self.start[None])[0])
-        return residual, jacobian
-
-    def jacobian(self, parameters: Array, steps: Array, base: Array) -> Array:
-        """Return the derivative of the positions by the parameters: (W, M, D, P), by one-sided differences.
-
-        Args:
-            parameters: (P,).
-            steps: (P,) signed steps.
-            base: (W, M, D) residuals at `parameters`, from the present starts.
-        """
-        candidates = parameters + np.diag(steps)
-        residual = self.residuals(self.run(candidates, np.repeat(self.start[None], len(steps), 0)))
-        return np.moveaxis((residual - base) / steps[:, None, None, None], 0, -1)
+        many, size = len(parameters), self.start.shape[1]
+        candidates = np.repeat(parameters[None], 1 + many + size, 0)
+        candidates[1 : many + 1] += np.diag(steps)
+        starts = np.repeat(self.start[None], len(candidates), 0)
+        starts[many + 1 :] += STATE_STEP * np.eye(size)[:, None, :]
+        positions = self.run(candidates, starts)
+        slopes = np.where(self.windows.valid[..., None], positions[1:] - positions[0], 0.0)
+        slopes = np.moveaxis(slopes / np.concatenate([steps, np.full(size, STATE_STEP)])[:, None, None, None], 0, -1)
+        return self.residuals(positions[0]), slopes[..., :many], slopes[..., many:]
 
 
 def replays(

@@ -1,4 +1,4 @@
-"""Multiple shooting as a least-squares problem in the parameters alone, and its solution."""
+"""Multiple shooting: parameters and start states of all windows fitted together, and the search for a good start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from scipy import optimize
 from sim2real.calibration.replay import Replay, columns
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError
-from sim2real.plant import require_finite
 
 # Errors beyond so many robust standard deviations count as no larger: of an unstable motion some windows are lost.
 OUTLYING = 10.0
@@ -22,14 +21,62 @@ SHORT = 0.35
 SETTLED = 1e-3
 # So many windows tell good starting points from bad ones; all of them only the good one is refined on.
 ENOUGH = 24
+# Dampings that are tried side by side at each step, relative to the one that served last.
+DAMPINGS = (0.1, 3.0, 100.0)
+
+
+@dataclass
+class Sensitivity:
+    """What one part of a problem says at some parameters and start states, in standard deviations.
+
+    Attributes:
+        residual: (W, M, D).
+        weight: (W, M, D) derivative of the robust loss.
+        by_parameter: (W, M, D, P).
+        by_state: (W, M, D, X).
+    """
+
+    residual: Array
+    weight: Array
+    by_parameter: Array
+    by_state: Array
+
+    def blocks(self) -> tuple[Array, Array, Array, Array, Array]:
+        """Normal equations per window: Hpp (W, P, P), Hsp (W, X, P), Hss (W, X, X), gp (W, P), gs (W, X)."""
+        many = len(self.residual)
+        root = np.sqrt(self.weight)[..., None]
+        a = (root * self.by_state).reshape(many, -1, self.by_state.shape[-1])
+        b = (root * self.by_parameter).reshape(many, -1, self.by_parameter.shape[-1])
+        r = (root[..., 0] * self.residual).reshape(many, -1, 1)
+        at, bt = np.swapaxes(a, 1, 2), np.swapaxes(b, 1, 2)
+        return bt @ b, at @ b, at @ a, (bt @ r)[..., 0], (at @ r)[..., 0]
+
+    def projected(self) -> Array:
+        """By parameter (W, M, D, P), without what a change of the start state could explain."""
+        many = len(self.residual)
+        root = np.sqrt(self.weight)[..., None]
+        q, _ = np.linalg.qr((root * self.by_state).reshape(many, -1, self.by_state.shape[-1]))
+        b = (root * self.by_parameter).reshape(many, -1, self.by_parameter.shape[-1])
+        b = b - q @ (np.swapaxes(q, 1, 2) @ b)
+        return np.asarray(b.reshape(self.by_parameter.shape) / root)
 
 
 @dataclass
 class ShootingProblem:
-    """Residuals and Jacobians of all replays as one least-squares problem in the parameters alone.
+    """All replays as one robust least-squares problem in the parameters and the start states of the windows.
 
-    The start state of every window is eliminated: at each evaluation it takes a Gauss-Newton step, and the Jacobian is
-    projected onto what no start state can explain (variable projection; Golub & Pereyra 2003, Kaufman 1975).
+    A step solves for both together; the start states, of which each window has its own, are eliminated window by window
+    (the Schur complement of bundle adjustment; Triggs et al. 2000).
+
+    Attributes:
+        parts: the replays; each holds the present start states.
+        names: of the parameters.
+        lower, upper: (P,) bounds.
+        steps: (P,) of the differences.
+        noise: (D,) standard deviation of each channel's residuals.
+        robust: residual, in standard deviations, beyond which the loss grows linearly (soft L1).
+        center: (P,) of the prior.
+        factor: (P, P) with factor.T @ factor the prior precision.
     """
 
     parts: list[Replay]
@@ -40,47 +87,53 @@ class ShootingProblem:
     noise: Array
     robust: float
     center: Array
-    factor: Array  # (P, P) with factor.T @ factor the prior precision
+    factor: Array
 
     def weights(self, residual: Array) -> Array:
         """Derivative of the soft-L1 loss at standardised residuals."""
-        return np.asarray(1 / np.sqrt(1 + (residual / self.noise / self.robust) ** 2))
+        return np.asarray(1 / np.sqrt(1 + (residual / self.robust) ** 2))
 
-    def residuals(self, x: Array) -> Array:
+    def loss(self, residual: Array) -> Array:
+        """(C,) soft-L1 loss of standardised residuals (C, W, M, D)."""
+        scale = self.robust**2
+        return np.asarray((2 * scale * (np.sqrt(1 + residual**2 / scale) - 1)).sum((1, 2, 3)))
+
+    def prior(self, x: Array) -> float:
+        """Half of what is added to the loss for being far from the centre of the prior, times two."""
+        return float(((self.factor @ (x - self.center)) ** 2).sum())
+
+    def costs(self, candidates: Array, starts: list[Array]) -> Array:
+        """(C,) costs of candidates (C, P) from their start states, (C, W, X) a part; infinite where one diverges."""
+
+        def some(rows: slice) -> Array:
+            total = np.array([self.prior(x) for x in candidates[rows]])
+            for part, start in zip(self.parts, starts, strict=True):
+                positions = part.run(candidates[rows][:, columns(self.names, part)], start[rows])
+                total = total + self.loss(part.residuals(positions) / self.noise)
+            return np.where(np.isfinite(total), total, np.inf)
+
         try:
-            return self._residuals(x)
+            return some(slice(None))
         except NonFiniteError:
-            # a step into parameters with which the simulation diverges: far worse than any that does not
-            if self._size == 0:
-                raise
-            return np.full(self._size, 1e6)
+            out = np.full(len(candidates), np.inf)
+            for k in range(len(candidates)):
+                with contextlib.suppress(NonFiniteError):
+                    out[k] = some(slice(k, k + 1))[0]
+            return out
 
-    def _residuals(self, x: Array) -> Array:
+    def sensitivities(self, x: Array) -> list[Sensitivity]:
+        """Return what every part says at `x` and the present start states."""
         out = []
-        for part, (residual, _) in zip(self.parts, self._simulated(x), strict=True):
-            require_finite(residual, "the simulated motion")
-            self._weights[id(part)] = self.weights(residual)
-            out.append((residual / self.noise).ravel())
-        found = np.concatenate([*out, self.factor @ (x - self.center)])
-        self._size = len(found)
-        return found
-
-    def __post_init__(self) -> None:
-        self._weights: dict[int, Array] = {}
-        self._size = 0
-        self._last: tuple[Array, list[tuple[Array, Array]]] | None = None
-
-    def forget(self) -> None:
-        """Forget what follows from noise and start states that are no longer in force."""
-        self._weights.clear()
-        self._last = None
-
-    def _simulated(self, x: Array) -> list[tuple[Array, Array]]:
-        """Residuals and their Jacobians by the start states, per part; kept for the Jacobian that is asked for next."""
-        if self._last is None or not np.array_equal(self._last[0], x):
-            found = [p.with_starts(x[columns(self.names, p)], self._weights.get(id(p))) for p in self.parts]
-            self._last = x.copy(), found
-        return self._last[1]
+        signed = np.where(x + self.steps > self.upper, -self.steps, self.steps)
+        for part in self.parts:
+            where = columns(self.names, part)
+            residual, by_parameter, by_state = part.sensitivity(x[where], signed[where])
+            full = np.zeros((*residual.shape, len(x)))
+            full[..., where] = by_parameter
+            noise = self.noise[:, None]
+            residual = residual / self.noise
+            out.append(Sensitivity(residual, self.weights(residual), full / noise, by_state / noise))
+        return out
 
     def shorten(self, share: float) -> ShootingProblem:
         """Return the problem of the first part of every window."""
@@ -91,46 +144,11 @@ class ShootingProblem:
         total = sum(len(p.windows) for p in self.parts)
         if total <= most:
             return self
-        share = most / total
         parts = []
         for part in self.parts:
-            many = max(round(share * len(part.windows)), 1)
+            many = max(round(most / total * len(part.windows)), 1)
             parts.append(part.select(np.unique(np.linspace(0, len(part.windows) - 1, many).round().astype(int))))
         return replace(self, parts=parts)
-
-    def projected(self, x: Array) -> tuple[list[Array], list[Array], list[Array]]:
-        """Per part: standardised residuals (W, M, D), projected Jacobians (W, M, D, P), weights (W, M, D)."""
-        residuals, jacobians, weights = [], [], []
-        for part, (residual, by_state) in zip(self.parts, self._simulated(x), strict=True):
-            where = columns(self.names, part)
-            weight = self.weights(residual)
-            steps = np.where(x + self.steps > self.upper, -self.steps, self.steps)[where]
-            by_parameter = part.jacobian(x[where], steps, residual)
-            root = np.sqrt(weight)[..., None]
-            many = residual.shape[0]
-            a = (root * by_state).reshape(many, -1, by_state.shape[-1])
-            b = (root * by_parameter).reshape(many, -1, len(where))
-            q, _ = np.linalg.qr(a)
-            b = b - q @ (np.swapaxes(q, 1, 2) @ b)
-            full = np.zeros((*residual.shape, len(x)))
-            full[..., where] = b.reshape(*residual.shape, len(where)) / root
-            residuals.append(residual / self.noise)
-            jacobians.append(full / self.noise[:, None])
-            weights.append(weight)
-        return residuals, jacobians, weights
-
-    def jacobian(self, x: Array) -> Array:
-        _, jacobians, _ = self.projected(x)
-        return np.concatenate([*(j.reshape(-1, len(x)) for j in jacobians), self.factor])
-
-    def loss(self, z: Array) -> Array:
-        """Soft-L1 on the data, squares on the prior: rho, rho', rho'' of squared residuals, as scipy asks."""
-        prior = len(self.factor)
-        scale = self.robust**2
-        t = 1 + z / scale
-        rho = np.stack([2 * scale * (np.sqrt(t) - 1), t**-0.5, -0.5 / scale * t**-1.5])
-        rho[:, len(z) - prior :] = np.stack([z[-prior:], np.ones(prior), np.zeros(prior)]) if prior else 0
-        return rho
 
 
 def square_root(precision: Array) -> Array:
@@ -158,30 +176,88 @@ class Fit:
     settled: bool
 
 
-def refine(problem: ShootingProblem, x: Array, evaluations: int) -> Fit:
-    """Estimate each channel's noise at `x`, then solve for the parameters."""
-    gap = 1e-6 * (problem.upper - problem.lower)
-    gap = np.where(np.isfinite(gap), gap, 0.0)
-    problem.forget()
+def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float = 1e-5) -> Fit:
+    """Estimate each channel's noise at `x`, then take Levenberg-Marquardt steps of parameters and start states.
+
+    It ends when a step takes away less than the share `tolerance` of the cost.
+
+    Raises:
+        NonFiniteError: the simulation diverges at `x`.
+    """
+    x = np.clip(x, problem.lower, problem.upper)
+    nothing = np.zeros(0, int)  # no parameter moves: the start states alone
     problem.noise = np.ones_like(problem.noise)
-    problem.noise = np.maximum(_robust_std(problem.projected(x)[0], problem.parts), 1e-6)
-    solution = optimize.least_squares(
-        problem.residuals,
-        np.clip(x, problem.lower + gap, problem.upper - gap),
-        jac=problem.jacobian,
-        bounds=(problem.lower, problem.upper),
-        x_scale="jac",
-        loss=problem.loss,  # type: ignore[arg-type]  # the stubs miss that a plain callable will do
-        max_nfev=evaluations,
-        xtol=1e-6,
-        ftol=1e-6,
+    for _ in range(2):
+        _step(problem, x, 1e-3, nothing)
+    problem.noise = np.maximum(
+        _robust_std([p.residuals_at(x[columns(problem.names, p)]) for p in problem.parts], problem.parts), 1e-6
     )
-    problem.forget()
-    found = [p.with_starts(solution.x[columns(problem.names, p)])[0] for p in problem.parts]
+    damping, settled = 1e-3, False
+    for _ in range(iterations):
+        moved, damping, gain = _step(problem, x, damping, None)
+        x = moved
+        if gain < tolerance:
+            settled = True
+            break
+    found = [p.residuals_at(x[columns(problem.names, p)]) for p in problem.parts]
     errors = np.abs(np.concatenate([r[p.windows.valid] for r, p in zip(found, problem.parts, strict=True)]))
     cut = OUTLYING * np.maximum(_robust_std(found, problem.parts), 1e-9)
     cost = float(np.minimum(errors, cut).mean())
-    return Fit(cost, solution.x, problem.noise, [p.start for p in problem.parts], solution.status > 0)
+    return Fit(cost, x, problem.noise, [p.start for p in problem.parts], settled)
+
+
+def _step(problem: ShootingProblem, x: Array, damping: float, free: Array | None) -> tuple[Array, float, float]:
+    """Take the best of some damped steps from `x`; return where it leads, its damping, the share gained of the cost.
+
+    The start states of the parts move along. `free` are the parameters that may move, all by default.
+    """
+    told = problem.sensitivities(x)
+    normal = [t.blocks() for t in told]
+    hpp = sum(b[0].sum(0) for b in normal) + problem.factor.T @ problem.factor
+    gp = sum(b[3].sum(0) for b in normal) + problem.factor.T @ (problem.factor @ (x - problem.center))
+    free = np.arange(len(x)) if free is None else free
+    present = sum(problem.loss(t.residual[None])[0] for t in told) + problem.prior(x)
+    candidates: list[Array] = []
+    starts: list[list[Array]] = [[] for _ in problem.parts]
+    tried = [damping * d for d in DAMPINGS]
+    for d in tried:
+        h, g, solved = hpp + d * np.diag(np.diag(hpp)), gp.copy(), []
+        for _, hsp, hss, _, gs in normal:
+            diagonal = np.einsum("wxx->wx", hss)
+            damped = hss + (d * diagonal + 1e-12 * (1 + diagonal))[..., None] * np.eye(hss.shape[-1])
+            both = np.linalg.solve(damped, np.concatenate([hsp, gs[..., None]], -1))
+            h = h - np.einsum("wxp,wxq->pq", hsp, both[..., :-1])
+            g = g - np.einsum("wxp,wx->p", hsp, both[..., -1])
+            solved.append(both)
+        dx = np.zeros(len(x))
+        if len(free):
+            dx[free] = bounded_step(
+                h[np.ix_(free, free)], g[free], (problem.lower - x)[free], (problem.upper - x)[free]
+            )
+        candidates.append(np.clip(x + dx, problem.lower, problem.upper))
+        for part, both, own in zip(problem.parts, solved, starts, strict=True):
+            own.append(part.start - both[..., -1] - both[..., :-1] @ dx)
+    costs = problem.costs(np.stack(candidates), [np.stack(own) for own in starts])
+    best = int(np.argmin(costs))
+    if not costs[best] < present:
+        return x, tried[-1], 0.0 if damping > 1e4 else 1.0
+    for part, own in zip(problem.parts, starts, strict=True):
+        part.start = own[best]
+    return candidates[best], max(tried[best], 1e-9), float((present - costs[best]) / present)
+
+
+def bounded_step(hessian: Array, gradient: Array, low: Array, high: Array) -> Array:
+    """Return the step (P,) within [low, high] that minimises the quadratic of a Hessian (P, P) and a gradient (P,)."""
+    scale = 1 / np.sqrt(np.maximum(np.diag(hessian), 1e-300))
+    scaled = hessian * np.outer(scale, scale) + 1e-10 * np.eye(len(scale))
+    root = np.linalg.cholesky(scaled)
+    target = -np.linalg.solve(root, scale * gradient)
+    step = np.linalg.solve(root.T, target)
+    if ((step * scale < low) | (step * scale > high)).any():
+        gap = 1e-12 + 1e-9 * np.abs(high - low)  # scipy asks that the bounds differ
+        solution = optimize.lsq_linear(root.T, target, bounds=((low - gap) / scale, (high + gap) / scale))
+        step = solution.x
+    return np.asarray(np.clip(step * scale, low, high))
 
 
 def screen(problem: ShootingProblem, candidates: Array) -> list[int]:
@@ -201,19 +277,19 @@ def screen(problem: ShootingProblem, candidates: Array) -> list[int]:
 
     try:
         costs = cost(candidates)
-    except NonFiniteError:
-        costs = np.full(len(candidates), np.inf)
+    except NonFiniteError as error:
+        costs, reason = np.full(len(candidates), np.inf), error
         for k in range(len(candidates)):
             with contextlib.suppress(NonFiniteError):
                 costs[k] = cost(candidates[k : k + 1])[0]
         if not np.isfinite(costs).any():
-            raise
+            raise reason from None
     return [int(i) for i in np.argsort(costs) if np.isfinite(costs[i])]
 
 
 def restore(problem: ShootingProblem, fit: Fit) -> None:
+    """Put the problem back to where a fit left it."""
     problem.noise = fit.noise
-    problem.forget()
     for part, start in zip(problem.parts, fit.starts, strict=True):
         part.start = start
 
@@ -227,7 +303,7 @@ def solve(
     rounds: int,
     progress: Callable[[str], None],
 ) -> Fit:
-    """Find the best fit that the data offer from many starting points.
+    """Find the best fit that the data offer from many starting points: few and short windows first, then all.
 
     Args:
         problem: what to solve.
@@ -240,19 +316,25 @@ def solve(
     """
     short, first = problem.shorten(SHORT), []
     few = short.some(ENOUGH)
+    guess = [part.start for part in few.parts]
     for k, row in enumerate(screen(few, candidates)[: max(starts, 1)]):
-        first.append(refine(few, candidates[row], evaluations=12))
-        progress(f"start {k + 1}: residual {_shown(first[-1].noise)}")
-    fit = refine(short, min(first, key=lambda f: f.cost).x, evaluations=15)
+        for part, start in zip(few.parts, guess, strict=True):
+            part.start = start
+        with contextlib.suppress(NonFiniteError):
+            first.append(refine(few, candidates[row], iterations=12, tolerance=1e-3))
+            progress(f"start {k + 1}: residual {_shown(first[-1].noise)}")
+    x = min(first, key=lambda f: f.cost).x if first else candidates[0]
+    fit = refine(short, x, iterations=12, tolerance=1e-3)
     progress(f"short windows: residual {_shown(fit.noise)}")
     cost = np.inf
     for k in range(rounds):
         restore(problem, fit)
-        fit = refine(problem, fit.x, evaluations=15)
-        progress(f"round {k + 1}: residual {_shown(fit.noise)}")
+        fit = refine(problem, fit.x, iterations=12)
+        progress(f"round {k + 1}: residual {_shown(fit.noise)}, mean error {fit.cost:.3g}")
         if alternatives is not None and k < 2:
             fit = _unstick(problem, fit, alternatives, progress)
-        if fit.settled and fit.cost > (1 - SETTLED) * cost:
+        if fit.cost > (1 - SETTLED) * cost:
+            fit = replace(fit, settled=True)
             break
         cost = fit.cost
     restore(problem, fit)
@@ -262,25 +344,45 @@ def solve(
 def _unstick(problem: ShootingProblem, fit: Fit, alternatives: Array, progress: Callable[[str], None]) -> Fit:
     """Move every parameter that is at a bound, or that the data near the fit do not see, and keep what fits better."""
     restore(problem, fit)
-    _, jacobians, weights = problem.projected(fit.x)
-    seen = sum(np.einsum("wmdp,wmd->p", j**2, w) for j, w in zip(jacobians, weights, strict=True))
+    few = problem.some(ENOUGH)
+    guess = [part.start for part in few.parts]
+    seen = information(few.sensitivities(fit.x))
     width = alternatives.max(1) - alternatives.min(1)
     blind = seen * (0.1 * width) ** 2 < 1
     edge = np.minimum(fit.x - problem.lower, problem.upper - fit.x) < 1e-3 * width
-    best = fit
-    for p in np.flatnonzero(blind | edge):
+    stuck = np.flatnonzero(blind | edge)
+    if not len(stuck):
+        return fit
+    best, present = fit.x, refine(few, fit.x, iterations=6, tolerance=1e-3).cost
+    for p in stuck:
         for value in alternatives[p]:
-            restore(problem, fit)
             moved = fit.x.copy()
             moved[p] = value
-            found = refine(problem, moved, evaluations=6)
-            if found.cost < 0.98 * best.cost:
-                best = found
-                progress(f"{problem.names[p]} set free: residual {_shown(found.noise)}")
-    if best is not fit:
-        restore(problem, best)
-        best = refine(problem, best.x, evaluations=15)
-    return best
+            for part, start in zip(few.parts, guess, strict=True):
+                part.start = start
+            with contextlib.suppress(NonFiniteError):
+                found = refine(few, moved, iterations=6, tolerance=1e-3)
+                if found.cost < 0.98 * present:
+                    best, present = found.x, found.cost
+                    progress(f"{problem.names[p]} set free: residual {_shown(found.noise)}")
+    restore(problem, fit)
+    if best is fit.x:
+        return fit
+    other = refine(problem, best, iterations=12)
+    return other if other.cost < fit.cost else fit
+
+
+def information(told: list[Sensitivity]) -> Array:
+    """(P,) what the data say of each parameter alone, the start states fitted: 1 / variance."""
+    total: Array = np.sum([np.einsum("wmdp,wmd->p", t.projected() ** 2, t.weight) for t in told], 0)
+    return total
+
+
+def misfit(problem: ShootingProblem, x: Array) -> float:
+    """Robust misfit of the data plus the pull of the prior, per sample; comparable between fits of equal noise."""
+    starts = [part.start[None] for part in problem.parts]
+    samples = sum(int(p.windows.valid.sum()) * len(problem.noise) for p in problem.parts)
+    return float(problem.costs(x[None], starts)[0] / samples)
 
 
 def _shown(noise: Array) -> str:
@@ -291,9 +393,3 @@ def _robust_std(residuals: list[Array], parts: list[Replay]) -> Array:
     """(D,) scale of the residuals that ignores outliers: the median absolute deviation."""
     valid = np.concatenate([r[p.windows.valid] for r, p in zip(residuals, parts, strict=True)])
     return np.asarray(1.4826 * np.median(np.abs(valid), axis=0))
-
-
-def misfit(problem: ShootingProblem, x: Array) -> float:
-    """Robust misfit of the data plus the pull of the prior, per sample; comparable between fits of equal noise."""
-    residual = problem.residuals(x)
-    return float(problem.loss(residual**2)[0].sum() / len(residual))

@@ -6,22 +6,25 @@ import numpy as np
 from scipy import optimize
 
 from sim2real.calibration.posterior import block_labels
-from sim2real.calibration.shooting import ShootingProblem
+from sim2real.calibration.shooting import Sensitivity, ShootingProblem, information
 from sim2real.episodes import Array
+from sim2real.errors import NonFiniteError
 
 # Time over which what a model leaves unexplained is taken to be correlated, where too little is recorded to see it [s].
 CORRELATED = 0.1
 # The largest share of what is known of a direction that a single block may be taken to know.
 LEVERAGE = 0.8
+# Differences for the spread are at least so many times as wide as those for the fit: friction that sticks makes jumps.
+COARSE = 20.0
 
 
 def bootstrap(problem: ShootingProblem, best: Array, samples: int, rng: np.random.Generator) -> Array:
     """(S, P) one Gauss-Newton step from the optimum for each random weighting of the blocks."""
-    residuals, jacobians, weights = at_scale(problem, best)
     hessians, gradients = [], []
-    for part, r, j, w in zip(problem.parts, residuals, jacobians, weights, strict=True):
+    for part, told in zip(problem.parts, at_scale(problem, best), strict=True):
+        j, w = told.projected(), told.weight
         h = np.einsum("wmdp,wmd,wmdq->wpq", j, w, j)
-        g = np.einsum("wmdp,wmd->wp", j, w * r)
+        g = np.einsum("wmdp,wmd->wp", j, w * told.residual)
         for rows in block_labels(part.windows.block):
             hessians.append(h[rows].sum(0))
             gradients.append(g[rows].sum(0))
@@ -55,8 +58,8 @@ def width_of(problem: ShootingProblem) -> Array:
     return np.asarray((problem.upper - problem.lower) / np.sqrt(12.0))
 
 
-def at_scale(problem: ShootingProblem, best: Array) -> tuple[list[Array], list[Array], list[Array]]:
-    """Residuals, Jacobians and weights at the optimum, by differences as wide as the data leave each parameter free.
+def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
+    """Return sensitivities at the optimum, by differences as wide as the data leave each parameter free.
 
     Where the data hardly see a parameter (a lag far below a substep, a dead zone of zero), its derivative says nothing
     of how far it may go before they do.
@@ -64,11 +67,13 @@ def at_scale(problem: ShootingProblem, best: Array) -> tuple[list[Array], list[A
     steps, width = problem.steps, width_of(problem)
     try:
         for _ in range(2):
-            _, jacobians, weights = problem.projected(best)
-            seen = sum(np.einsum("wmdp,wmd->p", j**2, w) for j, w in zip(jacobians, weights, strict=True))
+            seen = information(problem.sensitivities(best))
             wide = np.where(np.isfinite(width), 0.5 * width, 100 * steps)
-            problem.steps = np.clip(1.0 / np.sqrt(np.maximum(seen, 1e-300)), steps, np.maximum(wide, steps))
-        return problem.projected(best)
+            problem.steps = np.clip(1.0 / np.sqrt(np.maximum(seen, 1e-300)), COARSE * steps, np.maximum(wide, steps))
+        return problem.sensitivities(best)
+    except NonFiniteError:  # so far away it diverges
+        problem.steps = steps
+        return problem.sensitivities(best)
     finally:
         problem.steps = steps
 
