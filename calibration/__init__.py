@@ -1,8 +1,22 @@
 """Identification, and dynamics-only fine-tuning."""
 
 from sim2real.calibration.adapt import Adaptation, adapt
+from sim2real.calibration.check import Check, check
+from sim2real.calibration.diagnose import Finding, diagnose
 from sim2real.calibration.finetune import FinetuneResult, finetune_dynamics, gate
 from sim2real.calibration.identify import identify
 from sim2real.calibration.posterior import Posterior
 
-__all__ = ["Adaptation", "FinetuneResult", "Posterior", "adapt", "finetune_dynamics", "gate", "identify"]
+__all__ = [
+    "Adaptation",
+    "Check",
+    "Finding",
+    "FinetuneResult",
+    "Posterior",
+    "adapt",
+    "check",
+    "diagnose",
+    "finetune_dynamics",
+    "gate",
+    "identify",
+]

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sim2real.calibration.diagnose import residual_report
 from sim2real.calibration.posterior import Posterior
-from sim2real.calibration.replay import replays
+from sim2real.calibration.replay import columns, replays
 from sim2real.calibration.shooting import ShootingProblem, misfit, solve, square_root
 from sim2real.calibration.spread import bootstrap
 from sim2real.episodes import Episode
@@ -36,6 +37,8 @@ def identify(
     progress: Progress = lambda _: None,
 ) -> Posterior:
     """Fit parameters of a plant to recordings: multiple shooting, robust least squares, block bootstrap.
+
+    `diagnose` says what the posterior cannot know.
 
     Logged commands are replayed through candidates of the plant over short windows whose start states are fitted along
     (multiple shooting). Recordings whose actions were measured go past the execution chain, so that its parameters are
@@ -103,12 +106,21 @@ def identify(
     fit = solve(problem, np.stack(candidates), alternatives, starts=starts, rounds=rounds, progress=progress)
     best = fit.x
     draws = bootstrap(problem, best, samples, rng)
+    left = [part.residuals_at(best[columns(names, part)]) for part in parts]
     evidence = {
         "mean_absolute_error": fit.cost,
         "windows": int(sum(len(p.windows) for p in parts)),
         "blocks": int(sum(len(np.unique(p.windows.block)) for p in parts)),
         "misfit": misfit(problem, best),
         "settled": fit.settled,
+        "window": window,
+        **residual_report(
+            left,
+            [part.windows.valid for part in parts],
+            [part.windows.offset * plant.timestep for part in parts],
+            [[part.recordings[k] for k in part.windows.recording] for part in parts],
+            channels,
+        ),
         "at_bound": [
             n for n, v, a, b in zip(names, best, low, high, strict=True) if min(v - a, b - v) < 1e-3 * (b - a)
         ],

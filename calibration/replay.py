@@ -25,12 +25,14 @@ class Replay:
         windows: the recordings' side.
         names: the parameters that this plant has, among those that are fitted.
         start: (W, X) present guess of the states at the window starts.
+        recordings: names of those that the windows came from.
     """
 
     plant: Plant
     windows: Windows
     names: tuple[str, ...]
     start: Array
+    recordings: tuple[str, ...] = ()
     _running: dict[int, RunningPlant] = field(default_factory=dict)
 
     def run(self, parameters: Array, start: Array) -> Array:
@@ -55,7 +57,7 @@ class Replay:
 
     def select(self, rows: NDArray[np.int_]) -> Replay:
         """Return the replay of some of the windows."""
-        return Replay(self.plant, self.windows.select(rows), self.names, self.start[rows])
+        return Replay(self.plant, self.windows.select(rows), self.names, self.start[rows], self.recordings)
 
     def shorten(self, share: float) -> Replay:
         """Return the replay of the first part of every window."""
@@ -70,7 +72,7 @@ class Replay:
             positions=w.positions[:, :most],
             valid=valid[:, :most],
         )
-        return Replay(self.plant, shorter, self.names, self.start.copy())
+        return Replay(self.plant, shorter, self.names, self.start.copy(), self.recordings)
 
     def residuals(self, positions: Array) -> Array:
         """Return predicted minus measured positions (..., W, M, D), zero where there is no sample."""
@@ -136,7 +138,9 @@ def replays(
         first_block = int(windows.block.max()) + 1
         model = plant.without_chain() if measured else plant
         known = model.nominal()
-        out.append(Replay(model, windows, tuple(n for n in names if n in known), _first_guess(windows, plant.timestep)))
+        guess = _first_guess(windows, plant.timestep)
+        mine = tuple(n for n in names if n in known)
+        out.append(Replay(model, windows, mine, guess, tuple(e.name for e in some)))
     return out
 
 

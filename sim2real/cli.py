@@ -34,7 +34,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sim2real {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     for verb, (_, text) in VERBS.items():
-        _recipe_arguments(verbs.add_parser(verb, help=text, description=f"{text[:1].upper()}{text[1:]}."))
+        one = verbs.add_parser(verb, help=text, description=f"{text[:1].upper()}{text[1:]}.")
+        _recipe_arguments(one)
+        if verb == "identify":
+            one.add_argument(
+                "--check",
+                type=int,
+                default=0,
+                metavar="N",
+                help="instead, identify N simulated truths drawn from the prior: do the intervals hold them?",
+            )
     sweep = verbs.add_parser("sweep", help="search over keys of a recipe with Ray Tune")
     _recipe_arguments(sweep)
     report = verbs.add_parser("report", help="rebuild report.html of a run")
@@ -120,6 +129,9 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     from sim2real.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
+    if getattr(options, "check", 0):
+        _check(recipe, options.check, console)
+        return
     directory = options.output / f"{recipe.name}-{recipe.digest()}"
     console.print(f"[bold]{recipe.name}[/] → {_plain(str(directory))}")
     with console.status("reading") as status:
@@ -137,6 +149,34 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     _summarise(directory, options.verb, console)
 
 
+def _check(recipe: Any, truths: int, console: Console) -> None:
+    """Identify simulated truths, and say how often the intervals hold them."""
+    from rich.table import Table
+
+    from sim2real.errors import RecipeError
+    from sim2real.pipeline import set_threads
+    from sim2real.preparation import prepare
+    from sim2real.randomization.mujoco_simulator import available_threads
+    from sim2real.stages import check_stage
+
+    if truths < 2:
+        raise RecipeError(f"--check takes the number of truths, 2 at least (50 tell much), found {truths}")
+    set_threads()
+    with console.status("identifying the recordings, for their noise") as status:
+        found = check_stage(prepare(recipe), truths, available_threads(), lambda line: status.update(_plain(line)))
+    result = found.to_json()
+    table = Table("parameter", "inside 90 %", "median error", "ranks uniform, p", box=None, pad_edge=False)
+    for name, row in result["parameters"].items():
+        count = f"{row['inside90']} of {truths}"
+        table.add_row(_plain(name), count, f"{row['median_error']:.3g}", f"{row['uniform_p']:.2g}")
+    console.print(table)
+    pooled, (low, high) = result["coverage90"]["pooled"], result["coverage90"]["interval"]
+    console.print(
+        f"90 % intervals hold {pooled:.1%} of the truths \\[{low:.1%}, {high:.1%}]; {result['settled']} of {truths} fits "
+        f"say that they have converged; {result['seconds']:.0f} s each (median)"
+    )
+
+
 def _summarise(directory: Path, verb: str, console: Console) -> None:
     """Say in a few lines what a run found."""
     from sim2real.run_directory import read_json
@@ -146,6 +186,9 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
 
     if verb == "identify":
         console.print(_parameter_table(result("identify")["parameters"]))
+        for finding in result("identify").get("findings", ()):
+            console.print(f"• \\[{finding['code']}] {_plain(finding['what'])}")
+            console.print(f"  {_plain(finding['remedy'])}")
         console.print(f"posterior: {_plain(str(directory / 'posterior'))}")
     elif verb == "finetune":
         console.print(f"fine-tuning {_plain(result('finetune')['reason'])}")

@@ -131,7 +131,12 @@ class StagedRun:
     def identify(self) -> dict[str, Any]:
         posterior = stages.identify_stage(self.setup, self.watch.say)
         posterior.save(self.path / "posterior")
-        return {"parameters": posterior.summary(), "evidence": posterior.evidence, "noise": posterior.noise.tolist()}
+        return {
+            "parameters": posterior.summary(),
+            "evidence": posterior.evidence,
+            "noise": posterior.noise.tolist(),
+            "findings": [finding.to_json() for finding in diagnose(posterior)],
+        }
 
     def observe(self) -> dict[str, Any]:
         setup, values = self.setup, self.posterior.values

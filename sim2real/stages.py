@@ -6,6 +6,7 @@ Each is a function of plain values that a notebook can call; `pipeline.run` stri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ import torch
 
 from sim2real.calibration import (
     Adaptation,
+    Check,
     FinetuneResult,
     Posterior,
     adapt,
+    check,
     finetune_dynamics,
     identify,
 )
-from sim2real.episodes import Array
+from sim2real.episodes import Array, Episode
 from sim2real.estimation import Observation
 from sim2real.evaluation import (
     EnsemblePredictor,
@@ -33,6 +36,7 @@ from sim2real.evaluation import (
 from sim2real.plant import Plant, repeated
 from sim2real.prediction import Prediction, Recalibration
 from sim2real.preparation import Setup, Shift
+from sim2real.randomization import ParameterSet
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Excitation, Stretches, fit, from_episodes, simulate
 
 Progress = Callable[[str], None]
@@ -53,6 +57,35 @@ def identify_stage(setup: Setup, progress: Progress) -> Posterior:
         progress=progress,
         **setup.recipe.identify.model_dump(),
     )
+
+
+def check_stage(setup: Setup, truths: int, workers: int, progress: Progress) -> Check:
+    """Identify truths drawn from the prior from simulations of the training recordings, as noisy as the recordings."""
+    noise = identify_stage(setup, progress).noise
+    return check(
+        setup.plant,
+        setup.recordings.train,
+        setup.prior,
+        partial(_identify_again, channels=setup.channels, settings=setup.recipe.identify.model_dump()),
+        channels=setup.channels,
+        noise=noise,
+        truths=truths,
+        seed=setup.recipe.seed,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def _identify_again(
+    plant: Plant,
+    episodes: Sequence[Episode],
+    prior: ParameterSet,
+    rng: np.random.Generator,
+    *,
+    channels: Sequence[str],
+    settings: Mapping[str, Any],
+) -> Posterior:
+    return identify(plant, episodes, prior, channels=channels, rng=rng, **settings)
 
 
 def choose_observer(setup: Setup, values: Mapping[str, float]) -> tuple[Observation, dict[str, float]]:

@@ -1,0 +1,174 @@
+"""What a posterior cannot know, as findings with a code, in words, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sim2real.calibration.posterior import Posterior
+
+# code -> (what it means, what to do)
+CODES: Mapping[str, tuple[str, str]] = {
+    "not-settled": (
+        "the fit was still moving when it stopped",
+        "allow more rounds (identify.rounds), or more starting points (identify.tries, identify.starts)",
+    ),
+    "at-bound": (
+        "a parameter ended at the edge of its prior, which may exclude the truth",
+        "widen the prior there, unless physics ends there (nothing is below zero friction)",
+    ),
+    "not-informed": (
+        "the logs say hardly more of a parameter than the prior did",
+        "fix it at a value from a data sheet, or record motions that it matters to",
+    ),
+    "only-together": (
+        "two parameters are known as a combination, not one by one",
+        "fix one of the two, or record motions that tell them apart",
+    ),
+    "correlated-residuals": (
+        "what is left over is correlated in time: motion that the model does not describe",
+        "add what is missing to the model; the intervals allow for it, but they are about the best wrong model",
+    ),
+    "unexplained-recording": (
+        "a recording fits much worse than the others, with the same parameters",
+        "look at it (sim2real logs check): another payload, a push, a wrong sign; leave it out, or fit it by itself",
+    ),
+}
+# The spread of a posterior relative to that of its prior beyond which the logs have said little.
+SHRUNK = 0.5
+# Correlation of two parameters beyond which they are known together only.
+TOGETHER = 0.95
+# Time over which residuals may be correlated before it is worth a word, as a share of a window.
+COLOURED = 0.1
+# A recording whose error is so many times that of the median one stands out.
+APART = 2.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a posterior cannot know.
+
+    Attributes:
+        code: of `CODES`.
+        subject: names of parameters, or of a recording.
+        what: one sentence with numbers.
+    """
+
+    code: str
+    subject: tuple[str, ...]
+    what: str
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return CODES[self.code][1]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"remedy": self.remedy}
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.what}; {self.remedy}"
+
+
+def diagnose(posterior: Posterior) -> list[Finding]:
+    """Return what a posterior cannot know, from itself and from what `identify` noted in its evidence."""
+    evidence = posterior.evidence
+    found = []
+    if not evidence.get("settled", True):
+        found.append(Finding("not-settled", (), CODES["not-settled"][0]))
+    for name in evidence.get("at_bound", ()):
+        value, unit = posterior.values[name], posterior[name].unit
+        what = f"{name} is {value:.4g} {unit}".rstrip() + f", at the edge of its prior {posterior.prior[name].notation}"
+        found.append(Finding("at-bound", (name,), what))
+    spread, before = posterior.samples.std(0, ddof=1), posterior.prior.std
+    loose = []
+    for i, name in enumerate(posterior.names):
+        if np.isfinite(before[i]) and before[i] > 0 and spread[i] > SHRUNK * before[i]:
+            loose.append(name)
+            low, high = posterior.interval(name)
+            what = f"{name} is known to {spread[i] / before[i]:.0%} of its prior: {low:.3g} to {high:.3g}"
+            found.append(Finding("not-informed", (name,), f"{what} {posterior[name].unit}".rstrip()))
+    found += _together(posterior)
+    window, correlated = evidence.get("window"), evidence.get("residual_correlation", {})
+    for channel, seconds in correlated.items():
+        if window and seconds > COLOURED * window:
+            what = f"what is left of {channel} is correlated over {1e3 * seconds:.0f} ms"
+            found.append(Finding("correlated-residuals", (channel,), what))
+    errors = evidence.get("recordings", {})
+    usual = float(np.median(list(errors.values()))) if errors else 0.0
+    for name, error in errors.items():
+        if len(errors) > 2 and error > APART * usual:
+            what = f"{name} is replayed with {error / usual:.1f} times the error of the median recording"
+            found.append(Finding("unexplained-recording", (name,), what))
+    return found
+
+
+def _together(posterior: Posterior) -> list[Finding]:
+    """Pairs of parameters of which only a ratio, a product, a sum or a difference is known."""
+    varies = np.flatnonzero(posterior.samples.std(0) > 0)
+    found = []
+    correlation = np.atleast_2d(np.corrcoef(posterior.samples[:, varies], rowvar=False))
+    for a in range(len(varies)):
+        for b in range(a + 1, len(varies)):
+            rho = float(correlation[a, b])
+            if abs(rho) < TOGETHER:
+                continue
+            pair = posterior.names[varies[a]], posterior.names[varies[b]]
+            what = f"{pair[0]} and {pair[1]} are known only together (correlation {rho:+.3f})"
+            found.append(Finding("only-together", pair, f"{what}: {_combination(posterior, pair, rho)}"))
+    return found
+
+
+def _combination(posterior: Posterior, pair: Sequence[str], rho: float) -> str:
+    """Say which combination of two parameters is known best, and how well."""
+    x, y = (posterior.samples[:, posterior.names.index(name)] for name in pair)
+    slope = float(x.std() / y.std()) * (1 if rho > 0 else -1)
+    line = x - slope * y
+    alone, known = float(x.std()), float(line.std())
+    sign = "-" if slope > 0 else "+"
+    text = f"{pair[0]} {sign} {abs(slope):.3g} × {pair[1]} to {known:.2g} where the first alone is known to {alone:.2g}"
+    if (x > 0).all() and (y > 0).all():
+        ratio = np.log(x) - np.sign(rho) * np.log(y)
+        if ratio.std() < 0.3 * np.log(x).std():
+            kind = "ratio" if rho > 0 else "product"
+            text = f"their {kind} to {ratio.std():.1%}, each alone to {np.log(x).std():.1%}"
+    return text
+
+
+def residual_report(
+    residuals: Sequence[np.ndarray],
+    valid: Sequence[np.ndarray],
+    offsets: Sequence[np.ndarray],
+    owners: Sequence[Sequence[str]],
+    channels: Sequence[str],
+) -> dict[str, Any]:
+    """Return what identification notes of what is left over: errors by recording, and correlation times [s].
+
+    Args:
+        residuals: (W, M, D) a part.
+        valid: (W, M) a part.
+        offsets: (W, M) a part, times in the window [s].
+        owners: for each part, the recording of each window.
+        channels: (D,) names.
+    """
+    errors: dict[str, list[float]] = {}
+    top, bottom, gaps = np.zeros(len(channels)), np.zeros(len(channels)), []
+    for r, ok, t, names in zip(residuals, valid, offsets, owners, strict=True):
+        for w, name in enumerate(names):
+            errors.setdefault(name, []).append(float(np.median(np.abs(r[w][ok[w]]))))
+        both = ok[:, 1:] & ok[:, :-1]
+        scale = 1.4826 * np.median(np.abs(r[ok]), axis=0) + 1e-12
+        z = np.clip(r / scale, -5, 5)
+        top += (z[:, 1:] * z[:, :-1])[both].sum(0)
+        bottom += (0.5 * (z[:, 1:] ** 2 + z[:, :-1] ** 2))[both].sum(0)
+        gaps.append(np.diff(t, axis=1)[both])
+    gap = float(np.median(np.concatenate(gaps))) if gaps and sum(map(len, gaps)) else 0.0
+    keep = np.clip(top / np.maximum(bottom, 1e-300), 1e-6, 1 - 1e-6)
+    times = -gap / np.log(keep)
+    return {
+        "recordings": {name: float(np.mean(e)) for name, e in errors.items()},
+        "residual_correlation": {c: float(s) for c, s in zip(channels, times, strict=True)},
+    }
