@@ -167,7 +167,8 @@ def residual_report(
         gaps.append(np.diff(t, axis=1)[both])
     gap = float(np.median(np.concatenate(gaps))) if gaps and sum(map(len, gaps)) else 0.0
     keep = np.clip(top / np.maximum(bottom, 1e-300), 1e-6, 1 - 1e-6)
-    times = -gap / np.log(keep)
+    longest = max((float(t.max()) for t in offsets), default=0.0)  # a window shows no more
+    times = np.minimum(-gap / np.log(keep), longest)
     return {
         "recordings": {name: float(np.mean(e)) for name, e in errors.items()},
         "residual_correlation": {c: float(s) for c, s in zip(channels, times, strict=True)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class FunctionModel:
         wraps: whether each position matters only modulo 2 pi; none does by default.
         torch: whether the function takes and returns torch tensors (float64); it is then not differentiated.
         name: in errors.
+        source: where `load_function` found it, so that it can be sent to other processes.
 
     Example:
         >>> def pendulum(x, u, p, dt):
@@ -72,6 +73,12 @@ class FunctionModel:
     wraps: tuple[bool, ...] = ()
     torch: bool = False
     name: str = "the function"
+    source: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.source:
+            return load_function, (self.source,)
+        return FunctionModel, tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     def __post_init__(self) -> None:
         for name in self.parameters:
@@ -177,9 +184,10 @@ class FunctionSimulator:
 
             values = {name: torch.from_numpy(v.copy()) for name, v in values.items()}
             state, commands = torch.from_numpy(state), torch.from_numpy(np.ascontiguousarray(effort))
-        for k in range(effort.shape[1]):
-            state = self.model.function(state, commands[:, k], values, self._timestep)
-            out[:, k] = state
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what diverges is named below
+            for k in range(effort.shape[1]):
+                state = self.model.function(state, commands[:, k], values, self._timestep)
+                out[:, k] = state
         if effort.shape[1]:
             bad = ~np.isfinite(out).all((1, 2))
             if bad.any():
@@ -225,4 +233,4 @@ def load_function(source: str) -> FunctionModel:
     if not isinstance(model, FunctionModel):
         found: Sequence[str] = [k for k, v in vars(module).items() if isinstance(v, FunctionModel)]
         raise RobotError(f"robot {source}: {place} has no FunctionModel {name!r}; it has {', '.join(found) or 'none'}")
-    return model
+    return replace(model, source=source)

@@ -172,8 +172,8 @@ def _check(recipe: Any, truths: int, console: Console) -> None:
     console.print(table)
     pooled, (low, high) = result["coverage90"]["pooled"], result["coverage90"]["interval"]
     console.print(
-        f"90 % intervals hold {pooled:.1%} of the truths \\[{low:.1%}, {high:.1%}]; {result['settled']} of {truths} fits "
-        f"say that they have converged; {result['seconds']:.0f} s each (median)"
+        f"90 % intervals hold {pooled:.1%} of the truths ({low:.1%} to {high:.1%} if others had been drawn); "
+        f"{result['settled']} of {truths} fits say that they have converged; {result['seconds']:.0f} s each (median)"
     )
 
 
@@ -190,6 +190,7 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
             console.print(f"• \\[{finding['code']}] {_plain(finding['what'])}")
             console.print(f"  {_plain(finding['remedy'])}")
         console.print(f"posterior: {_plain(str(directory / 'posterior'))}")
+        console.print(f"robot file: {_plain(result('identify').get('robot_file', 'not written'))}")
     elif verb == "finetune":
         console.print(f"fine-tuning {_plain(result('finetune')['reason'])}")
         console.print(f"model: {_plain(str(directory / 'model' / 'finetuned'))}")

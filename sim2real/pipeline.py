@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from sim2real import __version__, controllers, stages
-from sim2real.calibration import Adaptation, Posterior
-from sim2real.errors import RecipeError, did_you_mean
+from sim2real.calibration import Adaptation, Posterior, diagnose
+from sim2real.calibration.export import to_mjcf, to_yaml
+from sim2real.errors import ParameterError, RecipeError, RobotError, did_you_mean
 from sim2real.estimation import Observation
 from sim2real.evaluation import Predictor, start_covariance
 from sim2real.plant import repeated
@@ -131,12 +132,23 @@ class StagedRun:
     def identify(self) -> dict[str, Any]:
         posterior = stages.identify_stage(self.setup, self.watch.say)
         posterior.save(self.path / "posterior")
+        (self.path / "posterior" / "parameters.yaml").write_text(to_yaml(posterior))
         return {
+            "robot_file": self.write_robot(posterior),
             "parameters": posterior.summary(),
             "evidence": posterior.evidence,
             "noise": posterior.noise.tolist(),
             "findings": [finding.to_json() for finding in diagnose(posterior)],
         }
+
+    def write_robot(self, posterior: Posterior) -> str:
+        """Write the robot file with the identified values; return its place, or why there is none."""
+        try:
+            text = to_mjcf(self.setup.plant, posterior.values)
+        except (RobotError, ParameterError) as error:
+            return f"not written: {error}"
+        (self.path / "posterior" / "robot.xml").write_text(text)
+        return "posterior/robot.xml"
 
     def observe(self) -> dict[str, Any]:
         setup, values = self.setup, self.posterior.values
