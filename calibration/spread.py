@@ -14,7 +14,7 @@ from sim2real.errors import NonFiniteError
 CORRELATED = 0.1
 # The largest share of what is known of a direction that a single block may be taken to know.
 LEVERAGE = 0.8
-# Differences for the spread are at least so many times as wide as those for the fit: friction that sticks makes jumps.
+# Steps that tell jumps from slopes are at least so many times as wide as those for the fit.
 COARSE = 20.0
 
 
@@ -63,15 +63,23 @@ def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
     """Return sensitivities at the optimum, by differences as wide as the data leave each parameter free.
 
     Where the data hardly see a parameter (a lag far below a substep, a dead zone of zero), its derivative says nothing
-    of how far it may go before they do.
+    of how far it may go before they do. Where a motion jumps with a parameter (friction that sticks or does not), the
+    derivative is as large as the step is small, and says nothing: it is left out.
     """
     steps, width = problem.steps, width_of(problem)
     try:
+        fine = problem.sensitivities(best)
         for _ in range(2):
-            seen = information(problem.sensitivities(best))
             wide = np.where(np.isfinite(width), 0.5 * width, 100 * steps)
-            problem.steps = np.clip(1.0 / np.sqrt(np.maximum(seen, 1e-300)), COARSE * steps, np.maximum(wide, steps))
-        return problem.sensitivities(best)
+            free = 1.0 / np.sqrt(np.maximum(information(fine), 1e-300))
+            problem.steps = np.clip(free, steps, np.maximum(wide, steps))
+            fine = problem.sensitivities(best)
+        problem.steps = np.maximum(problem.steps, COARSE * steps)
+        for one, coarse in zip(fine, problem.sensitivities(best), strict=True):
+            usual = np.quantile(np.abs(coarse.by_parameter), 0.9, axis=(0, 1, 2))
+            jumps = np.abs(one.by_parameter) > 3 * np.abs(coarse.by_parameter) + usual
+            one.by_parameter = np.where(jumps, 0.0, one.by_parameter)
+        return fine
     except NonFiniteError:  # so far away it diverges
         problem.steps = steps
         return problem.sensitivities(best)
