@@ -185,16 +185,15 @@ def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float
         NonFiniteError: the simulation diverges at `x`.
     """
     x = np.clip(x, problem.lower, problem.upper)
-    nothing = np.zeros(0, int)  # no parameter moves: the start states alone
     problem.noise = np.ones_like(problem.noise)
     for _ in range(2):
-        _step(problem, x, 1e-3, nothing)
+        _step(problem, x, 1e-3, moves=False)
     problem.noise = np.maximum(
         _robust_std([p.residuals_at(x[columns(problem.names, p)]) for p in problem.parts], problem.parts), 1e-6
     )
     damping, settled = 1e-3, False
     for _ in range(iterations):
-        moved, damping, gain = _step(problem, x, damping, None)
+        moved, damping, gain = _step(problem, x, damping)
         x = moved
         if gain < tolerance:
             settled = True
@@ -206,16 +205,15 @@ def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float
     return Fit(cost, x, problem.noise, [p.start for p in problem.parts], settled)
 
 
-def _step(problem: ShootingProblem, x: Array, damping: float, free: Array | None) -> tuple[Array, float, float]:
+def _step(problem: ShootingProblem, x: Array, damping: float, moves: bool = True) -> tuple[Array, float, float]:
     """Take the best of some damped steps from `x`; return where it leads, its damping, the share gained of the cost.
 
-    The start states of the parts move along. `free` are the parameters that may move, all by default.
+    The start states of the parts move along, or alone where the parameters do not move.
     """
     told = problem.sensitivities(x)
     normal = [t.blocks() for t in told]
     hpp = sum(b[0].sum(0) for b in normal) + problem.factor.T @ problem.factor
     gp = sum(b[3].sum(0) for b in normal) + problem.factor.T @ (problem.factor @ (x - problem.center))
-    free = np.arange(len(x)) if free is None else free
     present = sum(problem.loss(t.residual[None])[0] for t in told) + problem.prior(x)
     candidates: list[Array] = []
     starts: list[list[Array]] = [[] for _ in problem.parts]
@@ -230,10 +228,8 @@ def _step(problem: ShootingProblem, x: Array, damping: float, free: Array | None
             g = g - np.einsum("wxp,wx->p", hsp, both[..., -1])
             solved.append(both)
         dx = np.zeros(len(x))
-        if len(free):
-            dx[free] = bounded_step(
-                h[np.ix_(free, free)], g[free], (problem.lower - x)[free], (problem.upper - x)[free]
-            )
+        if moves:
+            dx = bounded_step(h, g, problem.lower - x, problem.upper - x)
         candidates.append(np.clip(x + dx, problem.lower, problem.upper))
         for part, both, own in zip(problem.parts, solved, starts, strict=True):
             own.append(part.start - both[..., -1] - both[..., :-1] @ dx)
