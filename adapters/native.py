@@ -22,22 +22,22 @@ from sim2real.randomization.simulator import PlantModel
 HARD = (0.9999, 0.9999, 1.0, 0.5, 2.0)
 
 
-def engine_model(robot: PlantModel, chain: Chain, timestep: float) -> PlantModel:
-    """Return a robot whose engine does what the native stages of a chain do; the robot itself if there are none.
+def leave_to_engine(robot: PlantModel, chain: Chain, timestep: float) -> tuple[PlantModel, Chain]:
+    """Return a robot whose engine does what the native stages of a chain do, and the chain of the other stages.
 
     Their parameters, under the names that they have in the chain, are among those of the robot that is returned. The
     signal is the control of the actuators.
 
     Args:
         robot: of a file, which is compiled anew; a function has no engine, and is returned as it is.
-        chain: the stages that are not native remain to be applied: `chain.outside_engine()`.
+        chain: all of it remains to be applied where there is no engine, or nothing native.
         timestep: substep of the simulation [s].
 
     Raises:
         ParameterError: the file limits forces already, or has actuators that are no motors.
     """
     if not chain.native or not isinstance(robot, RobotModel):
-        return robot
+        return robot, chain
     spec = load_spec(robot.name)
     spec.option.timestep = timestep
     for stage in chain.native:
@@ -48,7 +48,7 @@ def engine_model(robot: PlantModel, chain: Chain, timestep: float) -> PlantModel
                         _refuse(stage, f"a delay line on actuator {actuator.name or k}")
                     actuator.delay, actuator.nsample, actuator.interp = stage.delay, stage.length(timestep), 1
     model = spec.compile()
-    return RobotModel(robot.name, model, hand_over(chain, model))
+    return RobotModel(robot.name, model, hand_over(chain, model)), chain.outside_engine()
 
 
 def hand_over(chain: Chain, model: Any, in_effort: bool = False) -> dict[str, Address]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sim2real.adapters.chain import BoundChain, Chain
 from sim2real.adapters.motion import JointMotion
 from sim2real.adapters.native import hand_over
-from sim2real.errors import NonFiniteError, ParameterError
+from sim2real.errors import ParameterError
 from sim2real.randomization.env_parameters import (
     Env,
     GoalWrapper,
@@ -24,6 +24,7 @@ from sim2real.randomization.env_parameters import (
     control_period,
     is_mujoco,
     refuse_batch,
+    require_finite_actions,
 )
 from sim2real.randomization.parameters import ParameterStore
 
@@ -307,12 +308,6 @@ def refuse_other_output(chain: Chain) -> None:
         raise ParameterError(
             f"what comes out of the stages is in {out}, but a motor takes an effort: end with a dc_motor"
         )
-
-
-def require_finite_actions(actions: Any) -> None:
-    """Raise a NonFiniteError for actions that are not finite: stages would remember them."""
-    if not np.isfinite(actions).all():
-        raise NonFiniteError(f"an action that is not finite would stay in the stages, found {actions}")
 
 
 def refuse_feedback(chain: Chain) -> None:

@@ -22,7 +22,6 @@ from sim2real.windows import at_offsets, joint_positions
 
 # Identifies episodes: (plant, episodes, prior, rng) -> posterior. A function of a module, since it is sent to workers.
 Identify = Callable[[Plant, Sequence[Episode], ParameterSet, np.random.Generator], Posterior]
-LEVELS = (0.5, 0.9)
 
 
 @dataclass(frozen=True)

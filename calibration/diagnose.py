@@ -84,10 +84,8 @@ def diagnose(posterior: Posterior) -> list[Finding]:
         what = f"{name} is {value:.4g} {unit}".rstrip() + f", at the edge of its prior {posterior.prior[name].notation}"
         found.append(Finding("at-bound", (name,), what))
     spread, before = posterior.samples.std(0, ddof=1), posterior.prior.std
-    loose = []
     for i, name in enumerate(posterior.names):
         if np.isfinite(before[i]) and before[i] > 0 and spread[i] > SHRUNK * before[i]:
-            loose.append(name)
             low, high = posterior.interval(name)
             what = f"{name} is known to {spread[i] / before[i]:.0%} of its prior: {low:.3g} to {high:.3g}"
             found.append(Finding("not-informed", (name,), f"{what} {posterior[name].unit}".rstrip()))

@@ -99,7 +99,7 @@ class ShootingProblem:
         return np.asarray((2 * scale * (np.sqrt(1 + residual**2 / scale) - 1)).sum((1, 2, 3)))
 
     def prior(self, x: Array) -> float:
-        """Half of what is added to the loss for being far from the centre of the prior, times two."""
+        """Return what being far from the centre of the prior adds to the loss."""
         return float(((self.factor @ (x - self.center)) ** 2).sum())
 
     def costs(self, candidates: Array, starts: list[Array]) -> Array:

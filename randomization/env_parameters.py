@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.errors import ParameterError
+from sim2real.errors import NonFiniteError, ParameterError
 from sim2real.randomization.addressing import silent_names
 from sim2real.randomization.mujoco_address import Address
 from sim2real.randomization.mujoco_fields import MujocoFields
@@ -406,6 +406,12 @@ class GoalWrapper(gym.Wrapper[Any, Any, Any, Any]):
         if name in GOAL:
             return self.env.get_wrapper_attr(name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+
+def require_finite_actions(actions: Any) -> None:
+    """Raise a NonFiniteError for actions that are not finite: stages would remember them."""
+    if not np.isfinite(actions).all():
+        raise NonFiniteError(f"an action that is not finite would stay in the stages, found {actions}")
 
 
 def check_period(dt: float | None) -> None:

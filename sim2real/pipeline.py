@@ -134,14 +134,14 @@ class StagedRun:
         posterior.save(self.path / "posterior")
         (self.path / "posterior" / "parameters.yaml").write_text(to_yaml(posterior))
         return {
-            "robot_file": self.write_robot(posterior),
+            "robot_file": self._write_robot(posterior),
             "parameters": posterior.summary(),
             "evidence": posterior.evidence,
             "noise": posterior.noise.tolist(),
             "findings": [finding.to_json() for finding in diagnose(posterior)],
         }
 
-    def write_robot(self, posterior: Posterior) -> str:
+    def _write_robot(self, posterior: Posterior) -> str:
         """Write the robot file with the identified values; return its place, or why there is none."""
         try:
             text = to_mjcf(self.setup.plant, posterior.values)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim2real.adapters import BoundChain, Chain, PlantView
-from sim2real.adapters.native import engine_model
+from sim2real.adapters.native import leave_to_engine
 from sim2real.errors import NonFiniteError, ParameterError, did_you_mean
-from sim2real.randomization import MujocoSimulator, PlantModel, RobotModel, Simulator
+from sim2real.randomization import MujocoSimulator, PlantModel, Simulator
 from sim2real.randomization.addressing import silent_names
 
 Array = NDArray[np.float64]
@@ -51,12 +51,9 @@ class Plant:
             )
 
     @cached_property
-    def _engine(self) -> PlantModel:
-        return engine_model(self.model, self.chain, self.timestep)
-
-    @cached_property
-    def _outside(self) -> Chain:
-        return self.chain.outside_engine() if isinstance(self.model, RobotModel) else self.chain
+    def _simulated(self) -> tuple[PlantModel, Chain]:
+        """What is simulated, and the stages in front of it."""
+        return leave_to_engine(self.model, self.chain, self.timestep)
 
     @property
     def degrees_of_freedom(self) -> int:
@@ -73,17 +70,19 @@ class Plant:
 
     def nominal(self) -> dict[str, float]:
         """Return every parameter's nominal value, of the dynamics and of the execution."""
-        return {**self._engine.nominal, **self._outside.nominal()}
+        model, chain = self._simulated
+        return {**model.nominal, **chain.nominal()}
 
     def units(self) -> dict[str, str]:
         """Return every parameter's unit."""
-        return {**self._engine.units, **self._outside.units()}
+        model, chain = self._simulated
+        return {**model.units, **chain.units()}
 
     def start(self, n: int, values: Values | None = None) -> RunningPlant:
         """Return n plants with the given parameters (name -> (n,)), nominal where not given."""
-        simulator = self._engine.simulate(n, self.timestep, self.threads)
-        chain = self._outside.bind(n, self.actions, self.timestep)
-        running = RunningPlant(simulator, chain, self.model.driven)
+        model, chain = self._simulated
+        simulator = model.simulate(n, self.timestep, self.threads)
+        running = RunningPlant(simulator, chain.bind(n, self.actions, self.timestep), self.model.driven)
         running.write(values or {})
         return running
 

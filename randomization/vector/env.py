@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sim2real.adapters import BoundChain, Chain
 from sim2real.errors import ParameterError
-from sim2real.randomization.env_parameters import JoinedStore
+from sim2real.randomization.env_parameters import JoinedStore, require_finite_actions
 from sim2real.randomization.initial_state import InitialState, mujoco_state_units
 from sim2real.randomization.mujoco_fields import MujocoFields
 from sim2real.randomization.mujoco_parameters import BatchModels, MujocoParameters
@@ -249,8 +249,6 @@ class MujocoVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if actions.shape != (self.num_envs, self.task.model.nu):
             raise ParameterError(f"expected actions ({self.num_envs}, {self.task.model.nu}), found {actions.shape}")
         if self._chain is not None:
-            from sim2real.adapters.wrappers import require_finite_actions
-
             require_finite_actions(actions)
         if not self._begun.all():
             raise gym.error.ResetNeeded(

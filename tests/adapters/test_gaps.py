@@ -299,11 +299,15 @@ def test_a_recipe_has_both_gaps(tmp_path: Any) -> None:
         np.testing.assert_allclose(many.step(action)[0][0], one.step(action[0])[0], rtol=1e-7, atol=1e-7)
 
 
+def behind(name: str, stages: list[dict[str, Any]], vector: bool) -> Any:
+    """One environment behind stages, by itself or as a vector of one."""
+    return make_vec(name, 1, execution=stages) if vector else ExecutionGap(gym.make(name), stages)
+
+
 @pytest.mark.parametrize("vector", [False, True])
 def test_a_torque_limit_is_one_of_the_joint(vector: bool) -> None:
     limit = [{"stage": "torque_limit", "limit": 30.0}]
-    env: Any = make_vec("HalfCheetah-v5", 1, execution=limit) if vector else None
-    env = env or ExecutionGap(gym.make("HalfCheetah-v5"), limit)
+    env = behind("HalfCheetah-v5", limit, vector)
     env.reset(seed=0)
     gear = (env.task.model if vector else env.unwrapped.model).actuator_gear[:, 0]
     action = np.array([1.0, -1.0, 0.1, 0.05, -0.1, 1.0])
@@ -319,8 +323,7 @@ def test_a_torque_limit_is_one_of_the_joint(vector: bool) -> None:
 def test_friction_comes_on_top_of_what_may_be_commanded(vector: bool) -> None:
     """Commands end at 300 N; a friction of 500 N stops a cart at once that moves against the largest command."""
     friction = [{"stage": "friction", "coulomb": 500.0}]
-    env: Any = make_vec("InvertedPendulum-v5", 1, execution=friction) if vector else None
-    env = env or ExecutionGap(gym.make("InvertedPendulum-v5"), friction)
+    env = behind("InvertedPendulum-v5", friction, vector)
     env.reset(seed=0)
     plants = env.plants if vector else env.unwrapped.data
     plants.qvel[...] = 0.0
