@@ -32,6 +32,16 @@ CODES: Mapping[str, tuple[str, str]] = {
         "what is left over is correlated in time: motion that the model does not describe",
         "add what is missing to the model; the intervals allow for it, but they are about the best wrong model",
     ),
+    "halves-disagree": (
+        "two halves of the logs put a parameter further apart than its interval allows",
+        "something changes over time (warmth, wear, payload) or the model lacks something: widen the randomization, "
+        "or give the parameter to each recording by itself (identify.own)",
+    ),
+    "recording-differs": (
+        "a recording is explained better with one parameter of its own",
+        "another payload or setting on that day? leave it out, or give the parameter to each recording by itself "
+        "(identify.own)",
+    ),
     "unexplained-recording": (
         "a recording fits much worse than the others, with the same parameters",
         "look at it (sim2real logs check): another payload, a push, a wrong sign; leave it out, or fit it by itself",
@@ -43,6 +53,8 @@ SHRUNK = 0.5
 TOGETHER = 0.95
 # Time over which residuals may be correlated before it is worth a word, as a share of a window.
 COLOURED = 0.1
+# Halves of the logs that are so many standard errors apart are outside of each other's 90 % interval.
+APART_90 = 1.645
 # A recording whose error is so many times that of the median one stands out.
 APART = 2.5
 
@@ -95,12 +107,32 @@ def diagnose(posterior: Posterior) -> list[Finding]:
         if window and seconds > COLOURED * window:
             what = f"what is left of {channel} is correlated over {1e3 * seconds:.0f} ms"
             found.append(Finding("correlated-residuals", (channel,), what))
+    found += _disagreements(posterior)
     errors = evidence.get("recordings", {})
     usual = float(np.median(list(errors.values()))) if errors else 0.0
     for name, error in errors.items():
         if len(errors) > 2 and error > APART * usual:
             what = f"{name} is replayed with {error / usual:.1f} times the error of the median recording"
             found.append(Finding("unexplained-recording", (name,), what))
+    return found
+
+
+def _disagreements(posterior: Posterior) -> list[Finding]:
+    """Say where halves of the logs, or single recordings, ask for other parameters."""
+    found = []
+    halves = {n: z for n, z in posterior.evidence.get("halves", {}).items() if z > APART_90}
+    if halves:
+        apart = ", ".join(f"{n} ({z:.1f} standard errors)" for n, z in sorted(halves.items(), key=lambda i: -i[1]))
+        what = f"two halves of the logs disagree about {apart}; of all {len(posterior)} one in ten may by chance"
+        found.append(Finding("halves-disagree", tuple(halves), what))
+    for recording, d in posterior.evidence.get("recordings_differ", {}).items():
+        name, unit = d["parameter"], posterior[d["parameter"]].unit
+        what = (
+            f"{recording} is replayed with an error of {d['error_own']:.2g} in place of {d['error']:.2g} if {name} is "
+            f"{d['own']:.3g} {unit}".rstrip()
+        )
+        what += f" there, not {d['common']:.3g}" + (f" ({d['own'] / d['common']:.2f} times)" if d["common"] else "")
+        found.append(Finding("recording-differs", (recording, name), what))
     return found
 
 

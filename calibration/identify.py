@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from sim2real.calibration.agreement import halves_apart, recordings_apart
 from sim2real.calibration.diagnose import residual_report
+from sim2real.calibration.ensemble import fit_ensemble
+from sim2real.calibration.neural import fit_npe
 from sim2real.calibration.posterior import Posterior
-from sim2real.calibration.replay import columns, replays
-from sim2real.calibration.shooting import ShootingProblem, misfit, solve, square_root
-from sim2real.calibration.spread import bootstrap
-from sim2real.episodes import Episode
-from sim2real.errors import LogError, ParameterError
+from sim2real.calibration.replay import Replay, replays
+from sim2real.calibration.shooting import ShootingProblem, misfit, other_optima, solve, square_root
+from sim2real.calibration.spread import Blocks, bootstrap, polish
+from sim2real.calibration.unknowns import Marginals, Unknowns
+from sim2real.episodes import Array, Episode
+from sim2real.errors import LogError, ParameterError, did_you_mean
 from sim2real.plant import Plant
 from sim2real.randomization import ParameterSet
 
 Progress = Callable[[str], None]
+METHODS = ("least_squares", "ensemble", "npe")
 
 
 def identify(
@@ -25,6 +31,8 @@ def identify(
     prior: ParameterSet,
     *,
     channels: Sequence[str],
+    method: str = "least_squares",
+    own: Sequence[str] = (),
     window: float = 0.5,
     stride: float = 0.5,
     block: float = 1.0,
@@ -52,6 +60,10 @@ def identify(
         episodes: recordings to fit; excluded stretches are left out.
         prior: distributions of factors or values; uniform ones are bounds, normal ones pull. A `Posterior` may be one.
         channels: names of the observations that are joint positions, in the order of the joints.
+        method: one of `METHODS`.
+        own: parameters of which every recording has its own value (a payload, the friction of the day); the others are
+            shared by all. In the posterior such a parameter is that of a recording taken at random; those of each
+            recording are in `evidence["of_recordings"]`.
         window: length of a window [s].
         stride: between window starts [s].
         block: length of a bootstrap block [s].
@@ -71,11 +83,53 @@ def identify(
         LogError: no window fits into the recordings.
         NonFiniteError: the simulation diverges for every candidate.
     """
+    if method == "npe" and isinstance(prior, Posterior):
+        raise ParameterError("the method npe needs independent parameters; from a posterior, take least_squares")
+    if method not in METHODS:
+        raise ParameterError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
     prior = prior if isinstance(prior, Posterior) else prior.against(plant.nominal())
-    names = prior.names
-    parts = replays(plant, episodes, names, channels=channels, window=window, block=block, stride=stride)
+    unknowns = Unknowns(prior.names, tuple(own), tuple(e.name for e in episodes) if own else ())
+    parts = replays(plant, episodes, unknowns, channels=channels, window=window, block=block, stride=stride)
     if not parts:
         raise LogError(f"no window of {window:g} s fits the recordings {', '.join(e.name for e in episodes)}")
+    _refuse_blind(prior.names, parts)
+    problem = _problem(prior, unknowns, parts, robust)
+    draws = None
+    if method == "ensemble":
+        fit = fit_ensemble(problem, Marginals(prior, unknowns), rounds=rounds, rng=rng, progress=progress)
+    else:
+        candidates = _candidates(prior, tries, rng)[:, unknowns.source]
+        alternatives = _alternatives(prior)[unknowns.source] if tries and not isinstance(prior, Posterior) else None
+        fit = solve(problem, candidates, alternatives, starts=starts, rounds=rounds, progress=progress)
+    if method == "npe":
+        optima = [fit, *other_optima(problem, fit, candidates, starts, progress)]
+        fit, draws = fit_npe(problem, Marginals(prior, unknowns), optima, samples=samples, rng=rng, progress=progress)
+    if draws is None:
+        best, blocks = polish(problem, fit.x)
+        draws = bootstrap(problem, best, blocks, samples, rng)
+    else:
+        best, blocks = fit.x, Blocks.of(problem, fit.x)
+    evidence = {
+        "method": method,
+        "mean_absolute_error": fit.cost,
+        "windows": int(sum(len(p.windows) for p in parts)),
+        "blocks": len(blocks.gradient),
+        "misfit": misfit(problem, best),
+        "settled": fit.settled,
+        "decrement": blocks.decrement(problem, best)[0],
+        "window": window,
+        **_residual_report(problem, best, channels),
+        "halves": halves_apart(problem, blocks, unknowns, draws),
+        "recordings_differ": recordings_apart(problem, best, blocks, unknowns),
+        "of_recordings": unknowns.of_recordings(best, draws),
+        "at_bound": _at_bound(problem, best, unknowns),
+    }
+    mean = np.stack([best[unknowns.columns(prior.names, r)] for r in unknowns.recordings or ("",)]).mean(0)
+    return Posterior(_as_values(prior), mean, unknowns.fold(draws, rng), problem.noise, evidence)
+
+
+def _refuse_blind(names: Sequence[str], parts: Sequence[Replay]) -> None:
+    """Raise where no recording has anything to say of a parameter of the execution."""
     informed = {n for part in parts for n in part.names}
     blind = [n for n in names if n not in informed]
     if blind:
@@ -83,49 +137,51 @@ def identify(
             f"{', '.join(blind)}: no recording has commanded actions, so the logs say nothing of the execution; "
             "take them out of the prior, or add a recording of what was asked for"
         )
-    low, high = prior.bounds
-    spread = np.where(np.isfinite(prior.std), prior.std, 1.0)
-    precision = prior.precision()
-    problem = ShootingProblem(
+
+
+def _problem(prior: ParameterSet, unknowns: Unknowns, parts: list[Replay], robust: float) -> ShootingProblem:
+    low, high = (bound[unknowns.source] for bound in prior.bounds)
+    spread = np.where(np.isfinite(prior.std), prior.std, 1.0)[unknowns.source]
+    return ShootingProblem(
         parts=parts,
-        names=names,
+        names=unknowns.names,
         lower=low,
         upper=high,
         steps=np.maximum(2e-3 * spread, 1e-7),
-        noise=np.ones(len(channels)),
+        noise=np.ones(parts[0].windows.positions.shape[-1]),
         robust=robust,
-        center=prior.mean,
-        factor=square_root(precision),
+        center=prior.mean[unknowns.source],
+        factor=square_root(unknowns.precision(prior.precision())),
     )
-    candidates = [prior.mean]
-    if tries and not isinstance(prior, Posterior):
-        candidates += list(np.stack(list(prior.sample(rng, tries).values()), 1))
-    alternatives = None
-    if not isinstance(prior, Posterior) and tries:
-        alternatives = np.stack([p.distribution.scipy.ppf([0.15, 0.4, 0.65]) for p in prior])
-    fit = solve(problem, np.stack(candidates), alternatives, starts=starts, rounds=rounds, progress=progress)
-    best = fit.x
-    draws = bootstrap(problem, best, samples, rng)
-    left = [part.residuals_at(best[columns(names, part)]) for part in parts]
-    evidence = {
-        "mean_absolute_error": fit.cost,
-        "windows": int(sum(len(p.windows) for p in parts)),
-        "blocks": int(sum(len(np.unique(p.windows.block)) for p in parts)),
-        "misfit": misfit(problem, best),
-        "settled": fit.settled,
-        "window": window,
-        **residual_report(
-            left,
-            [part.windows.valid for part in parts],
-            [part.windows.offset * plant.timestep for part in parts],
-            [[part.recordings[k] for k in part.windows.recording] for part in parts],
-            channels,
-        ),
-        "at_bound": [
-            n for n, v, a, b in zip(names, best, low, high, strict=True) if min(v - a, b - v) < 1e-3 * (b - a)
-        ],
-    }
-    return Posterior(_as_values(prior), best, draws, problem.noise, evidence)
+
+
+def _candidates(prior: ParameterSet, tries: int, rng: np.random.Generator) -> Array:
+    """(C, P) starting points: the middle of the prior, and draws from it where it is not known from earlier logs."""
+    draws = prior.sample(rng, 0 if isinstance(prior, Posterior) else tries)
+    return np.concatenate([prior.mean[None], np.stack(list(draws.values()), 1)])
+
+
+def _alternatives(prior: ParameterSet) -> Array:
+    """(P, 3) values that a parameter is moved to where the fit is blind to it."""
+    return np.stack([p.distribution.quantile(np.array([0.15, 0.4, 0.65])) for p in prior])
+
+
+def _residual_report(problem: ShootingProblem, best: Array, channels: Sequence[str]) -> dict[str, Any]:
+    parts = problem.parts
+    return residual_report(
+        [part.residuals_at(best[part.columns]) for part in parts],
+        [part.windows.valid for part in parts],
+        [part.windows.offset * part.plant.timestep for part in parts],
+        [[part.recordings[k] for k in part.windows.recording] for part in parts],
+        channels,
+    )
+
+
+def _at_bound(problem: ShootingProblem, best: Array, unknowns: Unknowns) -> list[str]:
+    """Return the parameters that ended at an edge of the prior, in any recording."""
+    low, high = problem.lower, problem.upper
+    edge = np.minimum(best - low, high - best) < 1e-3 * (high - low)
+    return [n for i, n in enumerate(unknowns.parameters) if edge[unknowns.source == i].any()]
 
 
 def _as_values(prior: ParameterSet) -> ParameterSet:

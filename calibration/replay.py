@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim2real.calibration.unknowns import Unknowns
 from sim2real.episodes import Array, Episode
 from sim2real.plant import Plant, RunningPlant
 from sim2real.windows import Windows, at_offsets, cut_windows, regular_starts
@@ -24,6 +25,7 @@ class Replay:
         plant: without its chain where actions were measured.
         windows: the recordings' side.
         names: the parameters that this plant has, among those that are fitted.
+        columns: (P,) where each of them stands among the unknowns of the fit.
         start: (W, X) present guess of the states at the window starts.
         recordings: names of those that the windows came from.
     """
@@ -31,9 +33,10 @@ class Replay:
     plant: Plant
     windows: Windows
     names: tuple[str, ...]
+    columns: NDArray[np.int_]
     start: Array
     recordings: tuple[str, ...] = ()
-    _running: dict[int, RunningPlant] = field(default_factory=dict)
+    _running: dict[int, RunningPlant] = field(default_factory=dict, repr=False)
 
     def run(self, parameters: Array, start: Array) -> Array:
         """Simulate every window with every candidate.
@@ -57,7 +60,7 @@ class Replay:
 
     def select(self, rows: NDArray[np.int_]) -> Replay:
         """Return the replay of some of the windows."""
-        return Replay(self.plant, self.windows.select(rows), self.names, self.start[rows], self.recordings)
+        return replace(self, windows=self.windows.select(rows), start=self.start[rows], _running={})
 
     def shorten(self, share: float) -> Replay:
         """Return the replay of the first part of every window."""
@@ -72,7 +75,7 @@ class Replay:
             positions=w.positions[:, :most],
             valid=valid[:, :most],
         )
-        return Replay(self.plant, shorter, self.names, self.start.copy(), self.recordings)
+        return replace(self, windows=shorter, start=self.start.copy(), _running={})
 
     def residuals(self, positions: Array) -> Array:
         """Return predicted minus measured positions (..., W, M, D), zero where there is no sample."""
@@ -102,11 +105,22 @@ class Replay:
         slopes = np.moveaxis(slopes / np.concatenate([steps, np.full(size, STATE_STEP)])[:, None, None, None], 0, -1)
         return self.residuals(positions[0]), slopes[..., :many], slopes[..., many:]
 
+    def secants(self, ahead: Array, behind: Array) -> Array:
+        """Return how positions change with the parameters (W, M, D, P), by regression over pairs of points.
+
+        Args:
+            ahead, behind: (K, P), K at least P, in the order of `names`.
+        """
+        starts = np.repeat(self.start[None], 2 * len(ahead), 0)
+        positions = self.run(np.concatenate([ahead, behind]), starts)
+        change = np.where(self.windows.valid[..., None], positions[: len(ahead)] - positions[len(ahead) :], 0.0)
+        return np.asarray(np.moveaxis(np.tensordot(np.linalg.pinv(ahead - behind), change, 1), 0, -1))
+
 
 def replays(
     plant: Plant,
     episodes: Sequence[Episode],
-    names: Sequence[str],
+    unknowns: Unknowns,
     *,
     channels: Sequence[str],
     window: float,
@@ -118,7 +132,7 @@ def replays(
     Args:
         plant: the model.
         episodes: the recordings.
-        names: the parameters to fit.
+        unknowns: what is fitted; where recordings have parameters of their own, each is a replay by itself.
         channels: the observations that are joint positions.
         window: length [s].
         block: for the block bootstrap [s].
@@ -126,8 +140,7 @@ def replays(
     """
     out: list[Replay] = []
     first_block = 0
-    for measured in (False, True):
-        some = [e for e in episodes if (e.action_source == "measured") == measured]
+    for some in unknowns.apart(episodes):
         starts = [regular_starts(e, stride=stride, length=window) for e in some]
         if not any(len(s) for s in starts):
             continue
@@ -136,11 +149,12 @@ def replays(
         )
         windows.block[:] += first_block
         first_block = int(windows.block.max()) + 1
-        model = plant.without_chain() if measured else plant
+        model = plant.without_chain() if some[0].action_source == "measured" else plant
         known = model.nominal()
         guess = _first_guess(windows, plant.timestep)
-        mine = tuple(n for n in names if n in known)
-        out.append(Replay(model, windows, mine, guess, tuple(e.name for e in some)))
+        mine = tuple(n for n in unknowns.parameters if n in known)
+        where = unknowns.columns(mine, some[0].name)
+        out.append(Replay(model, windows, mine, where, guess, tuple(e.name for e in some)))
     return out
 
 
@@ -153,8 +167,3 @@ def _first_guess(windows: Windows, timestep: float) -> Array:
         c = np.linalg.lstsq(np.vander(t[:m], min(3, m), increasing=True), q[:m], rcond=None)[0]
         states.append(np.concatenate([q[0], c[1] if len(c) > 1 else np.zeros(q.shape[1])]))
     return np.stack(states)
-
-
-def columns(names: Sequence[str], replay: Replay) -> NDArray[np.int_]:
-    """Return where the replay's parameters stand among `names`."""
-    return np.array([list(names).index(n) for n in replay.names], int)

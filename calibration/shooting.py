@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize
 
-from sim2real.calibration.replay import Replay, columns
+from sim2real.calibration.replay import Replay
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError
 
@@ -21,6 +21,8 @@ SHORT = 0.35
 SETTLED = 1e-3
 # So many windows tell good starting points from bad ones; all of them only the good one is refined on.
 ENOUGH = 24
+# Two optima differ where a parameter does by this share of its scatter; this much more error is as good.
+ANOTHER, AS_GOOD = 0.2, 1.05
 # Dampings that are tried side by side at each step, relative to the one that served last.
 DAMPINGS = (0.1, 3.0, 100.0)
 
@@ -108,7 +110,7 @@ class ShootingProblem:
         def some(rows: slice) -> Array:
             total = np.array([self.prior(x) for x in candidates[rows]])
             for part, start in zip(self.parts, starts, strict=True):
-                positions = part.run(candidates[rows][:, columns(self.names, part)], start[rows])
+                positions = part.run(candidates[rows][:, part.columns], start[rows])
                 total = total + self.loss(part.residuals(positions) / self.noise)
             return np.where(np.isfinite(total), total, np.inf)
 
@@ -126,13 +128,30 @@ class ShootingProblem:
         out = []
         signed = np.where(x + self.steps > self.upper, -self.steps, self.steps)
         for part in self.parts:
-            where = columns(self.names, part)
+            where = part.columns
             residual, by_parameter, by_state = part.sensitivity(x[where], signed[where])
             full = np.zeros((*residual.shape, len(x)))
             full[..., where] = by_parameter
             noise = self.noise[:, None]
             residual = residual / self.noise
             out.append(Sensitivity(residual, self.weights(residual), full / noise, by_state / noise))
+        return out
+
+    def secants(self, x: Array, directions: Array) -> list[Array]:
+        """Return how residuals change with the parameters, (W, M, D, P) a part, in standard deviations.
+
+        By central differences along directions (K, P) that may be long and mix parameters. They are cut at the bounds,
+        and no shorter than a step, for shorter ones drown in rounding.
+        """
+        directions = directions * np.maximum(1.0, 1.0 / np.max(np.abs(directions) / self.steps, 1))[:, None]
+        ahead, behind = (np.clip(x + s * directions, self.lower, self.upper) for s in (1, -1))
+        out = []
+        for part in self.parts:
+            where = part.columns
+            found = part.secants(ahead[:, where], behind[:, where])
+            full = np.zeros((*found.shape[:-1], len(x)))
+            full[..., where] = found
+            out.append(full / self.noise[:, None])
         return out
 
     def shorten(self, share: float) -> ShootingProblem:
@@ -186,11 +205,8 @@ def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float
     """
     x = np.clip(x, problem.lower, problem.upper)
     problem.noise = np.ones_like(problem.noise)
-    for _ in range(2):
-        _step(problem, x, 1e-3, moves=False)
-    problem.noise = np.maximum(
-        _robust_std([p.residuals_at(x[columns(problem.names, p)]) for p in problem.parts], problem.parts), 1e-6
-    )
+    fit_starts(problem, x)
+    problem.noise = np.maximum(_robust_std([p.residuals_at(x[p.columns]) for p in problem.parts], problem.parts), 1e-6)
     damping, settled = 1e-3, False
     for _ in range(iterations):
         moved, damping, gain = _step(problem, x, damping)
@@ -198,11 +214,18 @@ def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float
         if gain < tolerance:
             settled = True
             break
-    found = [p.residuals_at(x[columns(problem.names, p)]) for p in problem.parts]
+    found = [p.residuals_at(x[p.columns]) for p in problem.parts]
     errors = np.abs(np.concatenate([r[p.windows.valid] for r, p in zip(found, problem.parts, strict=True)]))
     cut = OUTLYING * np.maximum(_robust_std(found, problem.parts), 1e-9)
     cost = float(np.minimum(errors, cut).mean())
     return Fit(cost, x, problem.noise, [p.start for p in problem.parts], settled)
+
+
+def fit_starts(problem: ShootingProblem, x: Array) -> Array:
+    """Fit the start states of all windows to parameters `x`, which are returned."""
+    for _ in range(2):
+        _step(problem, x, 1e-3, moves=False)
+    return x
 
 
 def _step(problem: ShootingProblem, x: Array, damping: float, moves: bool = True) -> tuple[Array, float, float]:
@@ -267,7 +290,7 @@ def screen(problem: ShootingProblem, candidates: Array) -> list[int]:
         total = np.zeros(len(some))
         for part in problem.parts:
             start = np.repeat(part.start[None], len(some), 0)
-            error = part.residuals(part.run(some[:, columns(problem.names, part)], start))
+            error = part.residuals(part.run(some[:, part.columns], start))
             total += np.sqrt((error**2).mean((2, 3))).sum(1)
         return total
 
@@ -281,6 +304,38 @@ def screen(problem: ShootingProblem, candidates: Array) -> list[int]:
         if not np.isfinite(costs).any():
             raise reason from None
     return [int(i) for i in np.argsort(costs) if np.isfinite(costs[i])]
+
+
+def refine_best(problem: ShootingProblem, candidates: Array, starts: int, progress: Callable[[str], None]) -> list[Fit]:
+    """Refine the most promising of some candidates (C, U), each from the first guess of the start states."""
+    out = []
+    guess = [part.start for part in problem.parts]
+    for k, row in enumerate(screen(problem, candidates)[: max(starts, 1)]):
+        for part, start in zip(problem.parts, guess, strict=True):
+            part.start = start
+        with contextlib.suppress(NonFiniteError):
+            out.append(refine(problem, candidates[row], iterations=12, tolerance=1e-3))
+            progress(f"start {k + 1}: residual {_shown(out[-1].noise)}")
+    return out
+
+
+def other_optima(
+    problem: ShootingProblem, fit: Fit, candidates: Array, starts: int, progress: Callable[[str], None]
+) -> list[Fit]:
+    """Find other optima that explain the data as well as a fit does, from other candidates (C, U)."""
+    out: list[Fit] = []
+    width = np.maximum(np.abs(np.subtract(*np.quantile(candidates, [0.75, 0.25], axis=0))), 10 * problem.steps)
+    for first in refine_best(problem.shorten(SHORT).some(ENOUGH), candidates, starts, progress):
+        if any((np.abs(first.x - known.x) < ANOTHER * width).all() for known in (fit, *out)):
+            continue
+        with contextlib.suppress(NonFiniteError):
+            found = refine(problem, first.x, iterations=20)
+            if found.cost < AS_GOOD * fit.cost and all(
+                (np.abs(found.x - known.x) > ANOTHER * width).any() for known in (fit, *out)
+            ):
+                out.append(found)
+    restore(problem, fit)
+    return out
 
 
 def restore(problem: ShootingProblem, fit: Fit) -> None:
@@ -310,15 +365,8 @@ def solve(
         rounds: of refinement at most, each with the noise of every channel estimated anew.
         progress: called with a line at each step.
     """
-    short, first = problem.shorten(SHORT), []
-    few = short.some(ENOUGH)
-    guess = [part.start for part in few.parts]
-    for k, row in enumerate(screen(few, candidates)[: max(starts, 1)]):
-        for part, start in zip(few.parts, guess, strict=True):
-            part.start = start
-        with contextlib.suppress(NonFiniteError):
-            first.append(refine(few, candidates[row], iterations=12, tolerance=1e-3))
-            progress(f"start {k + 1}: residual {_shown(first[-1].noise)}")
+    short = problem.shorten(SHORT)
+    first = refine_best(short.some(ENOUGH), candidates, starts, progress)
     x = min(first, key=lambda f: f.cost).x if first else candidates[0]
     fit = refine(short, x, iterations=12, tolerance=1e-3)
     progress(f"short windows: residual {_shown(fit.noise)}")

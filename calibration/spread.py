@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from scipy import optimize
 
 from sim2real.calibration.posterior import block_labels
-from sim2real.calibration.shooting import Sensitivity, ShootingProblem, information
+from sim2real.calibration.shooting import Sensitivity, ShootingProblem, bounded_step, fit_starts
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError
 
@@ -14,26 +16,86 @@ from sim2real.errors import NonFiniteError
 CORRELATED = 0.1
 # The largest share of what is known of a direction that a single block may be taken to know.
 LEVERAGE = 0.8
-# Steps that tell jumps from slopes are at least so many times as wide as those for the fit.
+# Steps that tell jumps from slopes are so many times as wide as those for the fit.
 COARSE = 20.0
+# A fit is at its optimum when a step would gain less than this, in units of the noise; so many steps are tried.
+CLOSE, POLISH = 0.02, 4
 
 
-def bootstrap(problem: ShootingProblem, best: Array, samples: int, rng: np.random.Generator) -> Array:
-    """(S, P) one Gauss-Newton step from the optimum for each random weighting of the blocks."""
-    hessians, gradients = [], []
-    for part, told in zip(problem.parts, at_scale(problem, best), strict=True):
-        j, w = told.projected(), told.weight
-        # the curvature of the soft-L1 loss, which falls off faster than its slope: w is (1 + r²)^-1/2, this is w³
-        h = np.einsum("wmdp,wmd,wmdq->wpq", j, w**3, j)
-        g = np.einsum("wmdp,wmd->wp", j, w * told.residual)
-        for rows in block_labels(part.windows.block):
-            hessians.append(h[rows].sum(0))
-            gradients.append(g[rows].sum(0))
-    h, g = np.array(hessians), np.array(gradients)
-    blocks, size = g.shape
+@dataclass(frozen=True)
+class Blocks:
+    """What each of B blocks of time says of U unknowns at the optimum: the normal equations of Gauss and Newton.
+
+    Attributes:
+        hessian: (B, U, U).
+        gradient: (B, U).
+        loss: (B,) robust loss.
+        recording: (B,) what each was cut from.
+        white: (U, U) variance that the sum of the gradients would have if residuals were independent of one another.
+    """
+
+    hessian: Array
+    gradient: Array
+    loss: Array
+    recording: tuple[str, ...]
+    white: Array
+
+    @classmethod
+    def of(cls, problem: ShootingProblem, best: Array) -> Blocks:
+        """Linearise a problem at its optimum, the start states of the windows fitted along."""
+        rows: list[tuple[Array, Array, float, str]] = []
+        white = np.zeros((len(best), len(best)))
+        for part, told in zip(problem.parts, at_scale(problem, best), strict=True):
+            j, w = told.projected(), told.weight
+            # the curvature of the soft-L1 loss, which falls off faster than its slope: w is (1 + r²)^-1/2, this is w³
+            h = np.einsum("wmdp,wmd,wmdq->wpq", j, w**3, j)
+            g = np.einsum("wmdp,wmd->wp", j, w * told.residual)
+            loss = problem.loss(told.residual[:, None])
+            usual = ((w * told.residual)[part.windows.valid] ** 2).mean(0)
+            white += np.einsum("wmdp,d,wmdq->pq", j, usual, j)
+            for own in block_labels(part.windows.block):
+                recording = part.recordings[part.windows.recording[own[0]]]
+                rows.append((h[own].sum(0), g[own].sum(0), float(loss[own].sum()), recording))
+        hessian, gradient, loss = (np.array([r[i] for r in rows]) for i in range(3))
+        return cls(hessian, gradient, loss, tuple(r[3] for r in rows), white)
+
+    def decrement(self, problem: ShootingProblem, best: Array) -> tuple[float, Array]:
+        """Return what a further step would take away from the loss, in units of its noise, and where it would lead."""
+        h = self.hessian.sum(0) + problem.factor.T @ problem.factor + np.diag(width_of(problem) ** -2.0)
+        g = self.gradient.sum(0) + problem.factor.T @ (problem.factor @ (best - problem.center))
+        step = bounded_step(h, g, problem.lower - best, problem.upper - best)
+        return float(-(2 * g @ step + step @ h @ step)), best + step
+
+
+def polish(problem: ShootingProblem, best: Array) -> tuple[Array, Blocks]:
+    """Take the steps that are left, with sensitivities as wide as what the data leave free; return the optimum."""
+    blocks = Blocks.of(problem, best)
+    for _ in range(POLISH):
+        left, ahead = blocks.decrement(problem, best)
+        if left < CLOSE:
+            break
+        before = [part.start for part in problem.parts]
+        present = problem.costs(best[None], [s[None] for s in before])[0]
+        try:
+            moved = fit_starts(problem, ahead)
+            better = problem.costs(ahead[None], [p.start[None] for p in problem.parts])[0] < present
+        except NonFiniteError:
+            better = False
+        if not better:
+            for part, start in zip(problem.parts, before, strict=True):
+                part.start = start
+            break
+        best, blocks = moved, Blocks.of(problem, moved)
+    return best, blocks
+
+
+def bootstrap(problem: ShootingProblem, best: Array, blocks: Blocks, samples: int, rng: np.random.Generator) -> Array:
+    """(S, U) one Gauss-Newton step from the optimum for each random weighting of the blocks."""
+    h, g = blocks.hessian, blocks.gradient
+    many, size = g.shape
     factor = np.concatenate([problem.factor, np.diag(1.0 / width_of(problem))])
     prior = factor.T @ factor
-    if blocks < 2 * size:
+    if many < 2 * size:
         return laplace(problem, best, h.sum(0), prior, samples, rng)
     total = h.sum(0) + prior
     # a block has pulled the fit towards itself: leave its own share out, or few blocks look too sure (CR3); what one
@@ -43,11 +105,16 @@ def bootstrap(problem: ShootingProblem, best: Array, samples: int, rng: np.rando
     share, basis = np.linalg.eigh(inverse @ h @ inverse.T)
     corrected = np.einsum("bqp,pr,br->bq", np.swapaxes(basis, 1, 2), inverse, g) / (1 - np.minimum(share, LEVERAGE))
     g = np.einsum("qp,bpr,br->bq", root, basis, corrected)
-    multiplier = rng.exponential(size=(samples, blocks))
+    multiplier = rng.exponential(size=(samples, many))
     multiplier /= multiplier.mean(1, keepdims=True)
+    # what resampling sees of a few decisive moments is too little: never less than independent residuals would leave
+    low = np.linalg.cholesky(blocks.white + 1e-12 * np.diag(np.diag(blocks.white)) + 1e-300 * np.eye(size))
+    seen, axes = np.linalg.eigh(np.linalg.solve(low, np.linalg.solve(low, g.T @ g).T))
+    unseen = low @ axes * np.sqrt(np.maximum(1 - seen, 0))
     # Student's t rather than normal, for the scatter itself is estimated from the blocks
-    freedom = max(blocks - 1, 1)
+    freedom = max(many - 1, 1)
     scatter = (multiplier - 1) @ g * np.sqrt(freedom / rng.chisquare(freedom, size=(samples, 1)))
+    scatter += rng.normal(size=(samples, size)) @ unseen.T
     # what is known beforehand is uncertain too: without its scatter a prior that pulls would look like certainty
     scatter += rng.normal(size=(samples, len(factor))) @ factor
     shift = np.linalg.solve(np.einsum("sb,bpq->spq", multiplier, h) + prior, scatter[..., None])[..., 0]
@@ -60,31 +127,36 @@ def width_of(problem: ShootingProblem) -> Array:
 
 
 def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
-    """Return sensitivities at the optimum, by differences as wide as the data leave each parameter free.
+    """Return sensitivities at the optimum, by differences as wide as the data leave the parameters free.
 
-    Where the data hardly see a parameter (a lag far below a substep, a dead zone of zero), its derivative says nothing
-    of how far it may go before they do. Where a motion jumps with a parameter (friction that sticks or does not), the
-    derivative is as large as the step is small, and says nothing: it is left out.
+    The differences go along the principal axes of what is known (the sigma points of an unscented transform; Julier &
+    Uhlmann 1997): where the data hardly see a parameter (a lag far below a substep, a dead zone of zero), or only see
+    many of them together, a derivative says nothing of how far they may go before the data do. Where a motion jumps
+    with a parameter (friction that sticks or does not), the derivative is as large as the step is small, and says
+    nothing either: it is left out.
     """
-    steps, width = problem.steps, width_of(problem)
+    found = problem.sensitivities(best)
     try:
-        fine = problem.sensitivities(best)
         for _ in range(2):
-            wide = np.where(np.isfinite(width), 0.5 * width, 100 * steps)
-            free = 1.0 / np.sqrt(np.maximum(information(fine), 1e-300))
-            problem.steps = np.clip(free, steps, np.maximum(wide, steps))
-            fine = problem.sensitivities(best)
-        problem.steps = np.maximum(problem.steps, COARSE * steps)
-        for one, coarse in zip(fine, problem.sensitivities(best), strict=True):
-            usual = np.quantile(np.abs(coarse.by_parameter), 0.9, axis=(0, 1, 2))
-            jumps = np.abs(one.by_parameter) > 3 * np.abs(coarse.by_parameter) + usual
-            one.by_parameter = np.where(jumps, 0.0, one.by_parameter)
-        return fine
+            for one, wide in zip(found, problem.secants(best, principal_axes(problem, found)), strict=True):
+                one.by_parameter = wide
+        coarse = replace(problem, steps=COARSE * problem.steps).sensitivities(best)
     except NonFiniteError:  # so far away it diverges
-        problem.steps = steps
         return problem.sensitivities(best)
-    finally:
-        problem.steps = steps
+    for one, other in zip(found, coarse, strict=True):
+        usual = np.quantile(np.abs(other.by_parameter), 0.9, axis=(0, 1, 2))
+        jumps = np.abs(one.by_parameter) > 3 * np.abs(other.by_parameter) + usual
+        one.by_parameter = np.where(jumps, 0.0, one.by_parameter)
+    return found
+
+
+def principal_axes(problem: ShootingProblem, told: list[Sensitivity]) -> Array:
+    """(P, P) directions, a row each, that are known independently, each as long as its standard deviation."""
+    precision = sum(np.einsum("wmdp,wmd,wmdq->pq", t.projected(), t.weight, t.projected()) for t in told)
+    width = np.where(np.isfinite(width_of(problem)), width_of(problem), 100 * problem.steps)
+    scaled = (precision + problem.factor.T @ problem.factor) * np.outer(width, width) + np.eye(len(width))
+    known, axes = np.linalg.eigh(scaled)
+    return np.asarray((axes / np.sqrt(known)).T * width)
 
 
 def laplace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import platform
@@ -16,7 +17,7 @@ import torch
 from sim2real import __version__, controllers, stages
 from sim2real.calibration import Adaptation, Posterior, diagnose
 from sim2real.calibration.export import to_mjcf, to_yaml
-from sim2real.errors import ParameterError, RecipeError, RobotError, did_you_mean
+from sim2real.errors import NonFiniteError, ParameterError, RecipeError, RobotError, did_you_mean
 from sim2real.estimation import Observation
 from sim2real.evaluation import Predictor, start_covariance
 from sim2real.plant import repeated
@@ -27,6 +28,8 @@ from sim2real.run_directory import RunDirectory, read_json, write_json
 from sim2real.world_model import EnsembleDynamics
 
 STAGES = ("identify", "observe", "pretrain", "finetune", "adapt", "evaluate", "control", "report")
+# Draws from the posterior that the recordings are replayed with, for the bands of the report.
+REPLAYED = 60
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def run(
         watcher: told about progress.
 
     Returns:
-        the run directory, with recipe.yaml, metrics.json, report.html, posterior/ and model/.
+        the run directory, with recipe.yaml, metrics.json, report.html, identification.html, posterior/ and model/.
 
     Raises:
         Sim2RealError: with one line that says what to mend; what had finished stays.
@@ -78,7 +81,7 @@ def run(
     if again and all(directory.finished(name) for name in work):
         directory.clear()
     directory.belongs_to(setup.recordings.fingerprint())
-    StagedRun(directory, setup, watch).to(until)
+    StagedRun(directory, setup, watch).to(until, pages=True)
     return directory.path
 
 
@@ -98,7 +101,13 @@ class StagedRun:
         self.directory, self.setup, self.watch = directory, setup, watch
         self.path = directory.path
 
-    def to(self, until: str) -> None:
+    def to(self, until: str, pages: bool = False) -> None:
+        """Run the stages up to one of them.
+
+        Args:
+            until: the last stage.
+            pages: whether the page of the identification is written too, as soon as it can be.
+        """
         for name in STAGES[: STAGES.index(until) + 1]:
             before = self.directory.finished(name)
             self.watch.begin(name)
@@ -108,6 +117,8 @@ class StagedRun:
                 self.watch.end(name, 0.0, False)
                 continue
             document = self.directory.stage(name, getattr(self, name))
+            if name == "identify" and pages:
+                self.identification_report()
             self.watch.end(name, float(document["seconds"]), before)
 
     # what finished stages left behind
@@ -133,6 +144,7 @@ class StagedRun:
         posterior = stages.identify_stage(self.setup, self.watch.say)
         posterior.save(self.path / "posterior")
         (self.path / "posterior" / "parameters.yaml").write_text(to_yaml(posterior))
+        self._save_replay(posterior)
         return {
             "robot_file": self._write_robot(posterior),
             "parameters": posterior.summary(),
@@ -140,6 +152,20 @@ class StagedRun:
             "noise": posterior.noise.tolist(),
             "findings": [finding.to_json() for finding in diagnose(posterior)],
         }
+
+    def _save_replay(self, posterior: Posterior) -> None:
+        """Keep what a report shows of the recordings; where the replay diverges there is nothing to show."""
+        from sim2real.report.replay_evidence import replay_evidence
+
+        setup, path = self.setup, self.path / "posterior" / "replay.npz"
+        path.unlink(missing_ok=True)
+        window, rng = setup.recipe.identify.window, setup.rng("evidence")
+        self.watch.say("replaying the recordings")
+        with contextlib.suppress(NonFiniteError):
+            found = replay_evidence(
+                setup.plant, setup.recordings.train, posterior, setup.channels, window, REPLAYED, rng
+            )
+            np.savez_compressed(path, **found)
 
     def _write_robot(self, posterior: Posterior) -> str:
         """Write the robot file with the identified values; return its place, or why there is none."""
@@ -245,6 +271,11 @@ class StagedRun:
             "milliseconds": {name: float(np.median(r.milliseconds)) for name, r in runs.items()},
         }
 
+    def identification_report(self) -> None:
+        from sim2real.report import write_identification_report
+
+        write_identification_report(self.path)
+
     def report(self) -> None:
         from sim2real.report import write_report
 
@@ -275,7 +306,8 @@ class StagedRun:
             },
             **self.result("evaluate"),
             "parameters": parameters,
-            "identification": identified["evidence"] | {"noise": identified["noise"]},
+            "identification": identified["evidence"]
+            | {"noise": identified["noise"], "findings": identified.get("findings", [])},
             "observer": {k: v for k, v in self.result("observe").items() if k != "covariance"},
             "finetune": self.result("finetune"),
             "adaptation": self.result("adapt"),

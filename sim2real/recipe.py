@@ -61,6 +61,8 @@ class TwinSection(Section):
 class IdentifySection(Section):
     """Settings of the identification."""
 
+    method: Literal["least_squares", "ensemble", "npe"] = "least_squares"
+    own: list[str] = []
     window: float = Field(default=0.5, gt=0)
     stride: float = Field(default=0.5, gt=0)
     block: float = Field(default=1.0, gt=0)

@@ -22,7 +22,7 @@ from sim2real.report.summary import (
     worst_coverage,
 )
 
-# Parameters that get a sentence of their own; the table has them all.
+# Parameters, and findings of the identification, that get a sentence of their own; the tables have them all.
 SPOKEN = 6
 # A parameter costs something when putting it back raises the error by more than this share.
 COSTS = 0.05
@@ -62,6 +62,7 @@ def all_findings(metrics: Metrics) -> list[Finding]:
     return [
         *_gap(metrics),
         *_parameters(metrics),
+        *_identification(metrics),
         _finetuning(metrics),
         _uncertainty(metrics),
         *_shift(metrics),
@@ -142,6 +143,18 @@ def _parameters(metrics: Metrics) -> list[Finding]:
         text = f"{few(list(at_bound))} ended at a bound of the prior; if values beyond it are possible, widen it."
         found.append(Finding("At a bound", text))
     return found
+
+
+def _identification(metrics: Metrics) -> list[Finding]:
+    """Return what identification cannot know, without the bounds, which are told with the parameters."""
+    identification = metrics.get("identification") or {}
+    told = {"at-bound"} if identification.get("at_bound") else set()
+    found = [f for f in identification.get("findings") or [] if f["code"] not in told]
+    said = [Finding("Identification", f"{f['what']}; {f['remedy']}.") for f in found[:SPOKEN]]
+    if len(found) > SPOKEN:
+        more = f"{len(found) - SPOKEN} more findings; the page of the identification has them all."
+        said.append(Finding("Identification", more))
+    return said
 
 
 def _moved(name: str, metrics: Metrics) -> str:

@@ -40,12 +40,25 @@ def quantity_range(low: float, high: float, unit: str) -> str:
     return f"{digits(low)} to {quantity(high, unit)}"
 
 
+def resolving(low: float, high: float) -> int:
+    """Return with how many significant digits the ends of an interval are told apart: three at least."""
+    width, size = high - low, max(abs(low), abs(high))
+    if not (math.isfinite(size) and width > 0):
+        return 3
+    return min(max(3, 1 + math.ceil(math.log10(size / width))), 9)
+
+
 def percent(share: float | None) -> str:
     """Write a share: `86 %`, with three digits from 99 % on, where they matter."""
     if share is None or not math.isfinite(share):
         return "–"
     whole = 100 * share
     return f"{whole:.1f} %" if 99 <= whole < 100 else f"{whole:.0f} %"
+
+
+def small_percent(share: float) -> str:
+    """Write a share that may be small, with two significant digits: `0.42 %`, `15 %`."""
+    return f"{digits(100 * share, 2)} %" if math.isfinite(share) else "–"
 
 
 def change(before: float, now: float) -> str:

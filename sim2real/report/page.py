@@ -1,123 +1,48 @@
-"""report.html: one file, readable offline, with everything in it; what comes from outside is escaped."""
+"""A page: one HTML file, readable offline, with everything in it; what comes from outside is escaped."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib.resources import files
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from sim2real.calibration import Posterior
-from sim2real.errors import ModelError
-from sim2real.report import closed_loop, figures, parameter_figures
-from sim2real.report.figures import Panel
-from sim2real.report.findings import all_findings, verdict
-from sim2real.report.notation import LOOKS, digits, look, percent, trimmed
-from sim2real.report.parameter_table import parameter_rows
-from sim2real.report.summary import Metrics, headline, horizons, key_figures, no_closed_loop, rmse
-from sim2real.run_directory import read_json
+from sim2real.report.notation import digits, small_percent, trimmed
 
-NEEDED = ("name", "scores", "parameters")
-SPLITS = {
-    "test": "recordings that nothing was learned from or chosen on",
-    "shift": "recordings of a changed robot, scored after the seconds that were adapted to",
-    "validation": "recordings on which choices were made, so slightly optimistic",
-}
-COVERAGE = (("coverage", "of 50 %"), ("coverage", "of 90 %"), ("block", "bootstrap"), ("coverage", "of 95 %"))
-_UNBROKEN = re.compile(r"(?<=\d) (?=%|(?:s|ms|rad)\b)")
+_UNBROKEN = re.compile(r"(?<=\d) (?=%|(?:s|ms|rad|mrad|mm)\b)")
 
 
-@dataclass(frozen=True)
-class ScoreTable:
-    """The scores of one recording: `columns` of numbers in two lines each, and a row for each predictor."""
-
-    split: str
-    recording: str
-    windows: int
-    columns: list[tuple[str, str]]
-    rows: list[tuple[str, list[str], bool]]
-
-
-def write_report(run_directory: Path) -> Path:
-    """Write report.html into a run directory, in one piece.
-
-    Args:
-        run_directory: with metrics.json, and posterior/, closed_loop.npz and recipe.yaml where the run has them.
-
-    Returns:
-        the path of the report.
-
-    Raises:
-        ModelError: metrics.json is missing, damaged, or not that of a run.
-    """
-    path = run_directory / "report.html"
-    text = render(run_directory)
+def write_page(path: Path, text: str) -> Path:
+    """Write a page in one piece: a kill leaves the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
     return path
 
 
-def render(run_directory: Path) -> str:
-    """Return the page."""
-    metrics = read_metrics(run_directory / "metrics.json")
-    recipe_path = run_directory / "recipe.yaml"
-    recipe = recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else ""
-    strict = jinja2.StrictUndefined
-    environment = jinja2.Environment(autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"digits": digits, "trimmed": trimmed, "figure": figure_json, "unbroken": unbroken}
-    template = environment.from_string(_file("template.html"))
-    split, rows = headline(metrics)
-    return template.render(
-        metrics=metrics,
-        verdict=verdict(metrics),
-        key_figures=key_figures(metrics),
-        findings=[list(group) for _, group in groupby(all_findings(metrics), lambda f: f.topic)],
-        glance=figures.glance(rows) if rows else None,
-        split=split,
-        prediction=prediction_panels(metrics),
-        calibration=calibration_panels(metrics),
-        predictors=_predictors(metrics),
-        refused=(metrics.get("finetune") or {}).get("accepted") is False,
-        parameters=parameter_rows(metrics),
-        costs=cost_panels(metrics),
-        shift=shift_panels(metrics),
-        posterior=posterior_panels(run_directory / "posterior"),
-        closed_loop=closed_loop_panels(metrics, run_directory / "closed_loop.npz", recipe),
-        no_closed_loop=no_closed_loop(metrics),
-        tables=score_tables(metrics),
-        splits=SPLITS,
-        stages=figures.stage_seconds(metrics["seconds"]) if metrics.get("seconds") else None,
-        looks=LOOKS,
-        look=look,
-        recipe=recipe,
-        style=Markup(_file("style.css")),
-        plotly=Markup(get_plotlyjs()),
-    )
+def fill(template: str, **context: Any) -> str:
+    """Fill one of the templates of this folder; all of them get the style and plotly.
 
-
-def read_metrics(path: Path) -> Metrics:
-    """Read metrics.json.
-
-    Raises:
-        ModelError: it is missing, damaged, or not that of a run.
+    Args:
+        template: name of its file.
+        context: what it needs.
     """
-    found = read_json(path)
-    missing = [k for k in NEEDED if not isinstance(found, dict) or k not in found]
-    if missing:
-        raise ModelError(f"{path} is not the metrics of a run: it lacks {', '.join(missing)}; run the recipe again")
-    metrics: Metrics = found
-    return metrics
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_file),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"digits": digits, "small_percent": small_percent, "trimmed": trimmed}
+    environment.filters |= {"figure": figure_json, "unbroken": unbroken}
+    style, plotly = Markup(_file("style.css")), Markup(get_plotlyjs())
+    return environment.get_template(template).render(**context, style=style, plotly=plotly)
 
 
 def figure_json(figure: Any) -> Markup:
@@ -131,109 +56,6 @@ def figure_json(figure: Any) -> Markup:
 def unbroken(text: str) -> str:
     """Keep a number and its unit on one line."""
     return _UNBROKEN.sub("\N{NO-BREAK SPACE}", text)
-
-
-def prediction_panels(metrics: Metrics) -> list[Panel]:
-    """Draw the error against the horizon for each recording."""
-    return [
-        Panel(recording, f"{split.capitalize()}: {SPLITS[split]}.", figures.error_by_horizon(predictors))
-        for split, recording, predictors in _scored(metrics)
-    ]
-
-
-def calibration_panels(metrics: Metrics) -> list[tuple[Panel, Panel]]:
-    """Draw coverage and sharpness for each recording."""
-    coverage = "Observed coverage; the dotted lines are where it should be. Bars at 90 %: block bootstrap."
-    sharpness = "Width of the 90 % intervals: of two predictors that are equally well covered, the narrower knows more."
-    return [
-        (
-            Panel(f"Coverage, {recording}", coverage, figures.calibration(predictors)),
-            Panel(f"Sharpness, {recording}", sharpness, figures.sharpness(predictors)),
-        )
-        for split, recording, predictors in _scored(metrics)
-        # recalibration was fitted on the validation recordings
-        if split != "validation" or headline(metrics)[0] != "test"
-    ]
-
-
-def cost_panels(metrics: Metrics) -> list[Panel]:
-    """Draw what each parameter costs."""
-    found = metrics.get("attribution")
-    return [parameter_figures.attribution(found)] if found and found.get("parameters") else []
-
-
-def shift_panels(metrics: Metrics) -> list[Panel]:
-    """Draw which parameter of a changed robot moved."""
-    changed = (metrics.get("adaptation") or {}).items()
-    return [parameter_figures.adaptation(name, a) for name, a in changed if a.get("errors")]
-
-
-def posterior_panels(directory: Path) -> list[Panel]:
-    """Draw the posterior that a run left, where it left one."""
-    return parameter_figures.correlation(Posterior.load(directory)) if (directory / "posterior.json").is_file() else []
-
-
-def closed_loop_panels(metrics: Metrics, path: Path, recipe: str) -> dict[str, list[Panel]]:
-    """Draw the closed loop: `angles` and `summary`, empty where there was none."""
-    if not metrics.get("closed_loop"):
-        return {}
-    summary = [closed_loop.uprightness(metrics["closed_loop_each"])] if metrics.get("closed_loop_each") else []
-    if not path.is_file():
-        return {"angles": [], "summary": summary}
-    found = closed_loop.Trajectories.load(path)
-    joint = next(iter(metrics.get("joints") or []), "the first joint")
-    planning = closed_loop.planning_time(found)
-    return {
-        "angles": closed_loop.angles(found, _target(recipe), joint),
-        "summary": [*summary, *([planning] if planning else [])],
-    }
-
-
-def _target(recipe: str) -> float:
-    try:
-        return float(yaml.safe_load(recipe)["control"]["target"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
-        return math.pi
-
-
-def score_tables(metrics: Metrics) -> list[ScoreTable]:
-    """Return the scores as tables, one a recording."""
-    tables = []
-    for split, recording, predictors in _scored(metrics):
-        first = next(iter(predictors.values()))
-        keys = horizons(first)
-        columns = [("mean", "NRMSE"), *((f"RMSE {h} s", "[rad]") for h in keys), ("CRPS", "[rad]"), *COVERAGE]
-        best = min(s["mean_nrmse"] for s in predictors.values())
-        rows = [(name, _cells(scores), scores["mean_nrmse"] == best) for name, scores in predictors.items()]
-        tables.append(ScoreTable(split, recording, first["windows"], columns, rows))
-    return tables
-
-
-def _cells(scores: Mapping[str, Any]) -> list[str]:
-    keys = horizons(scores)
-    half, almost = (sum(scores[h]["coverage"][v] for h in keys) / len(keys) for v in ("0.5", "0.95"))
-    low, high = scores["coverage90_interval"]
-    return [
-        digits(scores["mean_nrmse"]),
-        *(digits(rmse(scores, h)) for h in keys),
-        digits(scores["crps"]),
-        percent(half),
-        percent(scores["coverage90"]),
-        f"{percent(low).removesuffix(' %')} to {percent(high)}",
-        percent(almost),
-    ]
-
-
-def _scored(metrics: Metrics) -> Iterable[tuple[str, str, Mapping[str, Any]]]:
-    """Yield split, recording and predictors of every recording that was scored, the most telling first."""
-    for split in SPLITS:
-        for recording, predictors in (metrics["scores"].get(split) or {}).items():
-            if predictors:
-                yield split, recording, predictors
-
-
-def _predictors(metrics: Metrics) -> list[str]:
-    return list(dict.fromkeys(name for _, _, predictors in _scored(metrics) for name in predictors))
 
 
 def _file(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from sim2real.calibration import Posterior
 from sim2real.report.figures import NEUTRAL, Panel, axis, draw
@@ -14,13 +15,15 @@ from sim2real.report.notation import digits, figure_text, look, short
 
 # Samples of a posterior that are drawn.
 SAMPLES = 2000
+# The spread of samples that differ by rounding alone, relative to their size.
+ROUNDING = 1e-12
 # Parameters whose costs are drawn; the table has them all.
 COSTLY = 16
 # Parameters whose correlations are drawn; more cannot be read.
 CORRELATED = 12
 
 
-def _tick(parameter: str) -> str:
+def two_lines(parameter: str) -> str:
     """Write a parameter's name on two lines, so that it leaves room for the figure."""
     head, _, tail = short(parameter).rpartition(".")
     return "<br>".join(figure_text(part, 18) for part in (head, tail) if part)
@@ -58,7 +61,7 @@ def attribution(found: Mapping[str, Any]) -> Panel:
     ]
     largest = max([*errors.values(), found["nominal"]], default=1.0)
     x = axis("mean NRMSE [1]", range=[0, 1.18 * largest], nticks=6)
-    y = axis("parameter", tickvals=rows, ticktext=[_tick(n) for n in errors], range=ends)
+    y = axis("parameter", tickvals=rows, ticktext=[two_lines(n) for n in errors], range=ends)
     figure = draw([bars, *marks], x, {**y, "showgrid": False}, bargap=0.35)
     caption = (
         "Each bar is the error on the training and validation recordings when that one parameter is put back to its "
@@ -85,7 +88,7 @@ def adaptation(recording: str, found: Mapping[str, Any]) -> Panel:
         hovertemplate="%{customdata}: %{text} rad<extra></extra>",
     )
     x = axis("replay error [rad]", range=[0, 1.3 * max([*errors.values(), 1e-9])], nticks=5)
-    ticks = [_tick(n) if n else "none<br>moves" for n in errors]
+    ticks = [two_lines(n) if n else "none<br>moves" for n in errors]
     y = axis("parameter that may move", tickvals=rows, ticktext=ticks, range=[-0.5, len(errors) - 0.5])
     caption = (
         "Mean absolute error left on the first seconds of the changed robot when one parameter alone may move; the "
@@ -97,17 +100,16 @@ def adaptation(recording: str, found: Mapping[str, Any]) -> Panel:
 
 def correlation(posterior: Posterior) -> list[Panel]:
     """Draw the posterior's correlations, and the most correlated pair; nothing where fewer than two parameters vary."""
-    varying = np.flatnonzero(posterior.samples.std(0) > 0)
+    varying = varied(posterior)
     if len(varying) < 2:
         return []
     table = np.asarray(np.corrcoef(posterior.samples[:, varying].T))
     strength = np.abs(np.tril(table, -1))
-    # the parameters with the strongest correlations, in their own order
-    shown = np.sort(np.argsort(-np.maximum(strength.max(0), strength.max(1)), kind="stable")[:CORRELATED])
+    shown = strongest(table, CORRELATED)
     names = [posterior.names[i] for i in varying[shown]]
     # each pair once: rows from the second parameter on, columns up to the last but one
     part = np.where(np.triu(np.ones((len(shown), len(shown)))) > 0, np.nan, table[np.ix_(shown, shown)])[1:, :-1]
-    labels, few = [_tick(n) for n in names], len(names) <= 7
+    labels, few = [two_lines(n) for n in names], len(names) <= 7
     at = {"tickvals": list(range(len(names) - 1)), "showgrid": False}
     if few:
         x = axis("parameter", **at, ticktext=labels[:-1], tickangle=-90)
@@ -141,6 +143,17 @@ def correlation(posterior: Posterior) -> list[Panel]:
     a, b = np.unravel_index(strength.argmax(), strength.shape)
     pair = _pair(posterior, int(varying[b]), int(varying[a]), float(table[a, b]), height)
     return [Panel("Posterior correlation", caption, draw([heat], x, y), height), pair]
+
+
+def varied(posterior: Posterior) -> NDArray[np.int_]:
+    """Return which parameters have a spread that is more than rounding."""
+    return np.flatnonzero(np.ptp(posterior.samples, 0) > ROUNDING * np.abs(posterior.samples).max(0))
+
+
+def strongest(correlation: NDArray[np.float64], most: int) -> NDArray[np.int_]:
+    """Return the rows of a table of correlations (P, P) that have the strongest ones, in their own order."""
+    strength = np.abs(correlation - np.eye(len(correlation)))
+    return np.sort(np.argsort(-strength.max(1), kind="stable")[:most])
 
 
 def _pair(posterior: Posterior, a: int, b: int, r: float, height: int) -> Panel:
