@@ -16,6 +16,14 @@ CODES: Mapping[str, tuple[str, str]] = {
         "the fit was still moving when it stopped",
         "allow more rounds (identify.rounds), or more starting points (identify.tries, identify.starts)",
     ),
+    "rough": (
+        "within the intervals the error of the replay is not the valley that they were made from",
+        "replay shorter windows (identify.window), or try method: ensemble; do not trust the intervals",
+    ),
+    "diverging-motion": (
+        "windows are so long that motions diverge in them, so that the fit has many local minima",
+        "replay shorter windows (identify.window)",
+    ),
     "at-bound": (
         "a parameter ended at the edge of its prior, which may exclude the truth",
         "widen the prior there, unless physics ends there (nothing is below zero friction)",
@@ -53,6 +61,10 @@ SHRUNK = 0.5
 TOGETHER = 0.95
 # Time over which residuals may be correlated before it is worth a word, as a share of a window.
 COLOURED = 0.1
+# How many times as fast, or as slowly, as assumed the error may grow within the intervals.
+ROUGH = 4.0
+# How many times a change of a window's start may grow within it.
+DIVERGING = 100.0
 # Halves of the logs that are so many standard errors apart are outside of each other's 90 % interval.
 APART_90 = 1.645
 # A recording whose error is so many times that of the median one stands out.
@@ -91,6 +103,15 @@ def diagnose(posterior: Posterior) -> list[Finding]:
     found = []
     if not evidence.get("settled", True):
         found.append(Finding("not-settled", (), CODES["not-settled"][0]))
+    rough = evidence.get("roughness", 1.0)
+    if not 1 / ROUGH < rough < ROUGH:
+        what = f"within the intervals the error grows {rough:.2g} times as fast as they assume"
+        found.append(Finding("rough", (), what))
+    if evidence.get("divergence", 0.0) > DIVERGING:
+        what = (
+            f"in windows of {evidence['window']:.3g} s a change of the start grows {evidence['divergence']:.2g} times"
+        )
+        found.append(Finding("diverging-motion", (), what))
     for name in evidence.get("at_bound", ()):
         value, unit = posterior.values[name], posterior[name].unit
         what = f"{name} is {value:.4g} {unit}".rstrip() + f", at the edge of its prior {posterior.prior[name].notation}"

@@ -38,6 +38,11 @@ class EnsembleProblem(ShootingProblem):
 
     axes: Array | None = None
 
+    @classmethod
+    def of(cls, problem: ShootingProblem) -> EnsembleProblem:
+        """Return the same problem, fitted with an ensemble."""
+        return cls(**{name: getattr(problem, name) for name in ShootingProblem.__dataclass_fields__})
+
     def sensitivities(self, x: Array) -> list[Sensitivity]:
         told = super().sensitivities(x)
         for _ in range(1 if self.axes is not None else 2):
@@ -68,8 +73,7 @@ def fit_ensemble(
     """
     few = problem.shorten(SHORT).some(ENOUGH)
     found = _search(few, prior, rng, progress)
-    ensemble = EnsembleProblem(**{name: getattr(problem, name) for name in ShootingProblem.__dataclass_fields__})
-    fit = solve(ensemble, found, None, starts=len(found), rounds=rounds, progress=progress)
+    fit = solve(EnsembleProblem.of(problem), found, None, starts=len(found), rounds=rounds, progress=progress)
     restore(problem, fit)
     return fit
 
@@ -128,7 +132,8 @@ def profile_costs(problem: ShootingProblem, candidates: Array, center: Array) ->
         return np.full(len(candidates), np.inf)
     out = np.full(len(candidates), np.inf)
     try:
-        return np.sum([_errors(p, candidates, s) for p, s in zip(problem.parts, slopes, strict=True)], 0)
+        each = [_errors(p, candidates, s) for p, s in zip(problem.parts, slopes, strict=True)]
+        return np.asarray(np.sum(each, 0))
     except NonFiniteError:
         for k in range(len(candidates)):
             with contextlib.suppress(NonFiniteError):

@@ -9,12 +9,12 @@ import numpy as np
 
 from sim2real.calibration.agreement import halves_apart, recordings_apart
 from sim2real.calibration.diagnose import residual_report
-from sim2real.calibration.ensemble import fit_ensemble
+from sim2real.calibration.ensemble import EnsembleProblem, fit_ensemble
 from sim2real.calibration.neural import fit_npe
 from sim2real.calibration.posterior import Posterior
 from sim2real.calibration.replay import Replay, replays
-from sim2real.calibration.shooting import ShootingProblem, misfit, other_optima, solve, square_root
-from sim2real.calibration.spread import Blocks, bootstrap, polish
+from sim2real.calibration.shooting import ShootingProblem, misfit, other_optima, restore, settle, solve, square_root
+from sim2real.calibration.spread import Blocks, bootstrap, divergence, polish, roughness
 from sim2real.calibration.unknowns import Marginals, Unknowns
 from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError, ParameterError, did_you_mean
@@ -23,6 +23,8 @@ from sim2real.randomization import ParameterSet
 
 Progress = Callable[[str], None]
 METHODS = ("least_squares", "ensemble", "npe")
+# Longer windows are come to by way of shorter ones: the first length [s], and the factor from one to the next.
+FIRST, GROWTH = 0.5, 4.0
 
 
 def identify(
@@ -34,7 +36,7 @@ def identify(
     method: str = "least_squares",
     own: Sequence[str] = (),
     window: float = 0.5,
-    stride: float = 0.5,
+    stride: float | None = None,
     block: float = 1.0,
     tries: int = 24,
     starts: int = 2,
@@ -64,8 +66,9 @@ def identify(
         own: parameters of which every recording has its own value (a payload, the friction of the day); the others are
             shared by all. In the posterior such a parameter is that of a recording taken at random; those of each
             recording are in `evidence["of_recordings"]`.
-        window: length of a window [s].
-        stride: between window starts [s].
+        window: length of a window [s]; infinite for whole recordings. Long windows say more where the model is right,
+            and are misled more where it is not; motions that diverge need short ones.
+        stride: between window starts [s]; the length of a window where not given.
         block: length of a bootstrap block [s].
         tries: draws from the prior that are tried before any is refined.
         starts: how many of them are refined; the best one goes on.
@@ -89,20 +92,36 @@ def identify(
         raise ParameterError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
     prior = prior if isinstance(prior, Posterior) else prior.against(plant.nominal())
     unknowns = Unknowns(prior.names, tuple(own), tuple(e.name for e in episodes) if own else ())
-    parts = replays(plant, episodes, unknowns, channels=channels, window=window, block=block, stride=stride)
-    if not parts:
-        raise LogError(f"no window of {window:g} s fits the recordings {', '.join(e.name for e in episodes)}")
-    _refuse_blind(prior.names, parts)
-    problem = _problem(prior, unknowns, parts, robust)
-    draws = None
+
+    longest = max(e.duration for e in episodes)
+
+    def posed(length: float) -> ShootingProblem:
+        apart = length if stride is None or length < window else stride
+        cut = replays(plant, episodes, unknowns, channels=channels, window=length, block=block, stride=apart)
+        if not cut:
+            raise LogError(f"no window of {length:g} s fits the recordings {', '.join(e.name for e in episodes)}")
+        _refuse_blind(prior.names, cut)
+        return _problem(prior, unknowns, cut, robust, min(1.0, FIRST / min(length, longest)))
+
+    lengths = _growing(window, longest)
+    problem, draws = posed(lengths[0]), None
+    candidates = _candidates(prior, tries, rng)[:, unknowns.source]
     if method == "ensemble":
         fit = fit_ensemble(problem, Marginals(prior, unknowns), rounds=rounds, rng=rng, progress=progress)
     else:
-        candidates = _candidates(prior, tries, rng)[:, unknowns.source]
         alternatives = _alternatives(prior)[unknowns.source] if tries and not isinstance(prior, Posterior) else None
         fit = solve(problem, candidates, alternatives, starts=starts, rounds=rounds, progress=progress)
+    optima = [fit, *other_optima(problem, fit, candidates, starts, progress)] if method == "npe" else [fit]
+    for length in lengths[1:]:
+        solved, problem = problem, posed(length)
+        problem.inherit(solved)
+        progress(f"windows of {min(length, lengths[-1]):.3g} s")
+        grown = EnsembleProblem.of(problem) if method == "ensemble" else problem
+        last = length == lengths[-1]
+        optima = [settle(grown, f.x, rounds=rounds if last else 1, progress=progress) for f in optima]
+        fit = optima[0]
+        restore(problem, fit)
     if method == "npe":
-        optima = [fit, *other_optima(problem, fit, candidates, starts, progress)]
         fit, draws = fit_npe(problem, Marginals(prior, unknowns), optima, samples=samples, rng=rng, progress=progress)
     if draws is None:
         best, blocks = polish(problem, fit.x)
@@ -112,12 +131,14 @@ def identify(
     evidence = {
         "method": method,
         "mean_absolute_error": fit.cost,
-        "windows": int(sum(len(p.windows) for p in parts)),
+        "windows": int(sum(len(p.windows) for p in problem.parts)),
         "blocks": len(blocks.gradient),
         "misfit": misfit(problem, best),
         "settled": fit.settled,
+        "roughness": roughness(problem, best, blocks, draws),
+        "divergence": divergence(problem, best),
         "decrement": blocks.decrement(problem, best)[0],
-        "window": window,
+        "window": float(max(p.windows.offset.max() for p in problem.parts) * plant.timestep),
         **_residual_report(problem, best, channels),
         "halves": halves_apart(problem, blocks, unknowns, draws),
         "recordings_differ": recordings_apart(problem, best, blocks, unknowns),
@@ -126,6 +147,15 @@ def identify(
     }
     mean = np.stack([best[unknowns.columns(prior.names, r)] for r in unknowns.recordings or ("",)]).mean(0)
     return Posterior(_as_values(prior), mean, unknowns.fold(draws, rng), problem.noise, evidence)
+
+
+def _growing(window: float, longest: float) -> list[float]:
+    """Return the lengths of windows [s] that a fit goes through: long ones have many local minima."""
+    lengths, length = [], FIRST
+    while length < min(window, longest) / 2:
+        lengths.append(length)
+        length *= GROWTH
+    return [*lengths, window]
 
 
 def _refuse_blind(names: Sequence[str], parts: Sequence[Replay]) -> None:
@@ -139,7 +169,9 @@ def _refuse_blind(names: Sequence[str], parts: Sequence[Replay]) -> None:
         )
 
 
-def _problem(prior: ParameterSet, unknowns: Unknowns, parts: list[Replay], robust: float) -> ShootingProblem:
+def _problem(
+    prior: ParameterSet, unknowns: Unknowns, parts: list[Replay], robust: float, step: float
+) -> ShootingProblem:
     low, high = (bound[unknowns.source] for bound in prior.bounds)
     spread = np.where(np.isfinite(prior.std), prior.std, 1.0)[unknowns.source]
     return ShootingProblem(
@@ -147,7 +179,7 @@ def _problem(prior: ParameterSet, unknowns: Unknowns, parts: list[Replay], robus
         names=unknowns.names,
         lower=low,
         upper=high,
-        steps=np.maximum(2e-3 * spread, 1e-7),
+        steps=np.maximum(2e-3 * step * spread, 1e-9),
         noise=np.ones(parts[0].windows.positions.shape[-1]),
         robust=robust,
         center=prior.mean[unknowns.source],
@@ -157,8 +189,9 @@ def _problem(prior: ParameterSet, unknowns: Unknowns, parts: list[Replay], robus
 
 def _candidates(prior: ParameterSet, tries: int, rng: np.random.Generator) -> Array:
     """(C, P) starting points: the middle of the prior, and draws from it where it is not known from earlier logs."""
-    draws = prior.sample(rng, 0 if isinstance(prior, Posterior) else tries)
-    return np.concatenate([prior.mean[None], np.stack(list(draws.values()), 1)])
+    if isinstance(prior, Posterior) or not tries:
+        return prior.mean[None]
+    return np.concatenate([prior.mean[None], np.stack(list(prior.sample(rng, tries).values()), 1)])
 
 
 def _alternatives(prior: ParameterSet) -> Array:

@@ -261,12 +261,12 @@ class Learned:
         import torch
         from sbi.inference import NPE
 
-        scale = np.maximum(np.median(np.abs(x), 0), 1e-12)
+        scale = np.asarray(np.maximum(np.median(np.abs(x), 0), 1e-12), float)
         features = _features(x / scale)
         weights = np.linalg.solve(
             features.T @ features + RIDGE * len(x) * np.eye(features.shape[1]), features.T @ theta
         )
-        found = cls(scale, weights, None)
+        found = cls(scale, np.asarray(weights, float), None)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a network this small is slower on more, and forty times slower beside other work
         try:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim2real.errors import ModelError
 from sim2real.randomization import Fixed, JointEmpirical, Parameter, ParameterSet, TruncatedNormal
@@ -146,8 +145,3 @@ def shrunk_precision(covariance: Array) -> Array:
     scale = np.maximum(np.sqrt(np.diag(covariance)), 1e-12)
     correlation = 0.95 * covariance / np.outer(scale, scale) + 0.05 * np.eye(len(scale))
     return np.asarray(np.linalg.inv(correlation) / np.outer(scale, scale))
-
-
-def block_labels(blocks: NDArray[np.int_]) -> list[NDArray[np.int_]]:
-    """Return the rows of each block."""
-    return [np.flatnonzero(blocks == b) for b in np.unique(blocks)]

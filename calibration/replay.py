@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sim2real.calibration.unknowns import Unknowns
 from sim2real.episodes import Array, Episode
+from sim2real.errors import LogError
 from sim2real.plant import Plant, RunningPlant
 from sim2real.windows import Windows, at_offsets, cut_windows, regular_starts
 
@@ -26,6 +27,7 @@ class Replay:
         windows: the recordings' side.
         names: the parameters that this plant has, among those that are fitted.
         columns: (P,) where each of them stands among the unknowns of the fit.
+        block: length of the stretches of time that are resampled [s].
         start: (W, X) present guess of the states at the window starts.
         recordings: names of those that the windows came from.
     """
@@ -34,6 +36,7 @@ class Replay:
     windows: Windows
     names: tuple[str, ...]
     columns: NDArray[np.int_]
+    block: float
     start: Array
     recordings: tuple[str, ...] = ()
     _running: dict[int, RunningPlant] = field(default_factory=dict, repr=False)
@@ -76,6 +79,19 @@ class Replay:
             valid=valid[:, :most],
         )
         return replace(self, windows=shorter, start=self.start.copy(), _running={})
+
+    def blocks(self) -> list[tuple[NDArray[np.int_], NDArray[np.int_]]]:
+        """Return which samples, (windows, samples), belong to each block: whole windows, or parts of longer ones."""
+        w = self.windows
+        within = np.floor((w.offset * self.plant.timestep + 1e-9) / self.block).astype(int)
+        longest = float(w.offset.max()) * self.plant.timestep
+        label = w.block[:, None] + (within if longest > self.block + 1e-6 else 0) + np.zeros_like(within)
+        # a window starts blocks of its own where it is longer than one
+        label = label + (w.recording * (int(label.max()) + 1))[:, None]
+        window, sample = np.nonzero(w.valid)
+        order = np.argsort(label[window, sample], kind="stable")
+        cuts = np.flatnonzero(np.diff(label[window, sample][order])) + 1
+        return [(window[rows], sample[rows]) for rows in np.split(order, cuts)]
 
     def residuals(self, positions: Array) -> Array:
         """Return predicted minus measured positions (..., W, M, D), zero where there is no sample."""
@@ -134,18 +150,19 @@ def replays(
         episodes: the recordings.
         unknowns: what is fitted; where recordings have parameters of their own, each is a replay by itself.
         channels: the observations that are joint positions.
-        window: length [s].
+        window: length [s]; infinite for whole recordings.
         block: for the block bootstrap [s].
         stride: between window starts [s].
     """
     out: list[Replay] = []
     first_block = 0
     for some in unknowns.apart(episodes):
-        starts = [regular_starts(e, stride=stride, length=window) for e in some]
+        length = min(window, max(e.duration for e in some))
+        starts = [_starts(e, window, stride) for e in some]
         if not any(len(s) for s in starts):
             continue
         windows = cut_windows(
-            some, starts, channels=channels, length=window, before=plant.filling, timestep=plant.timestep, block=block
+            some, starts, channels=channels, length=length, before=plant.filling, timestep=plant.timestep, block=block
         )
         windows.block[:] += first_block
         first_block = int(windows.block.max()) + 1
@@ -154,8 +171,19 @@ def replays(
         guess = _first_guess(windows, plant.timestep)
         mine = tuple(n for n in unknowns.parameters if n in known)
         where = unknowns.columns(mine, some[0].name)
-        out.append(Replay(model, windows, mine, where, guess, tuple(e.name for e in some)))
+        out.append(Replay(model, windows, mine, where, block, guess, tuple(e.name for e in some)))
     return out
+
+
+def _starts(episode: Episode, window: float, stride: float) -> NDArray[np.int_]:
+    """Return where windows start: one, at the beginning, where the whole recording is one window."""
+    if np.isfinite(window):
+        return regular_starts(episode, stride=stride, length=window)
+    if episode.excluded:
+        raise LogError(
+            f"{episode.name} has excluded stretches, so it cannot be replayed as a whole: give windows a length"
+        )
+    return np.zeros(1, int)
 
 
 def _first_guess(windows: Windows, timestep: float) -> Array:

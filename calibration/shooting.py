@@ -96,9 +96,9 @@ class ShootingProblem:
         return np.asarray(1 / np.sqrt(1 + (residual / self.robust) ** 2))
 
     def loss(self, residual: Array) -> Array:
-        """(C,) soft-L1 loss of standardised residuals (C, W, M, D)."""
+        """(C,) soft-L1 loss of standardised residuals (C, ...)."""
         scale = self.robust**2
-        return np.asarray((2 * scale * (np.sqrt(1 + residual**2 / scale) - 1)).sum((1, 2, 3)))
+        return np.asarray((2 * scale * (np.sqrt(1 + residual**2 / scale) - 1)).reshape(len(residual), -1).sum(1))
 
     def prior(self, x: Array) -> float:
         """Return what being far from the centre of the prior adds to the loss."""
@@ -153,6 +153,17 @@ class ShootingProblem:
             full[..., where] = found
             out.append(full / self.noise[:, None])
         return out
+
+    def inherit(self, shorter: ShootingProblem) -> None:
+        """Take the start states of windows from those that start there in a problem that is solved."""
+        known = {
+            (p.recordings[k], round(t, 6)): state
+            for p in shorter.parts
+            for k, t, state in zip(p.windows.recording, p.windows.start_time.tolist(), p.start, strict=True)
+        }
+        for part in self.parts:
+            for w, (k, t) in enumerate(zip(part.windows.recording, part.windows.start_time.tolist(), strict=True)):
+                part.start[w] = known.get((part.recordings[k], round(t, 6)), part.start[w])
 
     def shorten(self, share: float) -> ShootingProblem:
         """Return the problem of the first part of every window."""
@@ -370,18 +381,30 @@ def solve(
     x = min(first, key=lambda f: f.cost).x if first else candidates[0]
     fit = refine(short, x, iterations=12, tolerance=1e-3)
     progress(f"short windows: residual {_shown(fit.noise)}")
+    restore(problem, fit)
+    return settle(problem, fit.x, alternatives, rounds=rounds, progress=progress)
+
+
+def settle(
+    problem: ShootingProblem,
+    x: Array,
+    alternatives: Array | None = None,
+    *,
+    rounds: int,
+    progress: Callable[[str], None],
+) -> Fit:
+    """Refine from `x` and the present start states until a round of it changes nothing; arguments as in `solve`."""
     cost = np.inf
     for k in range(rounds):
-        restore(problem, fit)
-        fit = refine(problem, fit.x, iterations=12)
+        fit = refine(problem, x, iterations=12)
         progress(f"round {k + 1}: residual {_shown(fit.noise)}, mean error {fit.cost:.3g}")
         if alternatives is not None and k < 2:
             fit = _unstick(problem, fit, alternatives, progress)
+        restore(problem, fit)
+        x = fit.x
         if fit.cost > (1 - SETTLED) * cost:
-            fit = replace(fit, settled=True)
-            break
+            return replace(fit, settled=True)
         cost = fit.cost
-    restore(problem, fit)
     return fit
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize
 
-from sim2real.calibration.posterior import block_labels
 from sim2real.calibration.shooting import Sensitivity, ShootingProblem, bounded_step, fit_starts
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError
@@ -20,6 +19,8 @@ LEVERAGE = 0.8
 COARSE = 20.0
 # A fit is at its optimum when a step would gain less than this, in units of the noise; so many steps are tried.
 CLOSE, POLISH = 0.02, 4
+# Draws on which the shape of the error around the optimum is looked at.
+ROUGH = 7
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,16 @@ class Blocks:
         white = np.zeros((len(best), len(best)))
         for part, told in zip(problem.parts, at_scale(problem, best), strict=True):
             j, w = told.projected(), told.weight
-            # the curvature of the soft-L1 loss, which falls off faster than its slope: w is (1 + r²)^-1/2, this is w³
-            h = np.einsum("wmdp,wmd,wmdq->wpq", j, w**3, j)
-            g = np.einsum("wmdp,wmd->wp", j, w * told.residual)
-            loss = problem.loss(told.residual[:, None])
             usual = ((w * told.residual)[part.windows.valid] ** 2).mean(0)
             white += np.einsum("wmdp,d,wmdq->pq", j, usual, j)
-            for own in block_labels(part.windows.block):
-                recording = part.recordings[part.windows.recording[own[0]]]
-                rows.append((h[own].sum(0), g[own].sum(0), float(loss[own].sum()), recording))
+            for own in part.blocks():
+                recording = part.recordings[part.windows.recording[own[0][0]]]
+                some, slope, pull = w[own], j[own], (w * told.residual)[own]
+                # the curvature of the soft-L1 loss falls off faster than its slope: w is (1 + r²)^-1/2, this is w³
+                h = np.einsum("ndp,nd,ndq->pq", slope, some**3, slope)
+                rows.append(
+                    (h, np.einsum("ndp,nd->p", slope, pull), problem.loss(told.residual[own][None])[0], recording)
+                )
         hessian, gradient, loss = (np.array([r[i] for r in rows]) for i in range(3))
         return cls(hessian, gradient, loss, tuple(r[3] for r in rows), white)
 
@@ -119,6 +121,37 @@ def bootstrap(problem: ShootingProblem, best: Array, blocks: Blocks, samples: in
     scatter += rng.normal(size=(samples, len(factor))) @ factor
     shift = np.linalg.solve(np.einsum("sb,bpq->spq", multiplier, h) + prior, scatter[..., None])[..., 0]
     return into_bounds(best - shift, total, problem.lower, problem.upper)
+
+
+def roughness(problem: ShootingProblem, best: Array, blocks: Blocks, draws: Array) -> float:
+    """Return the error that draws add to that of the optimum, relative to what their spread assumes; about 1 is right.
+
+    The median of a few draws (S, U). Far from 1, the landscape is not a valley on the scale of the intervals: a motion
+    that is replayed for too long diverges, and every small change of a parameter leads to another local minimum.
+    """
+    kept = [part.start for part in problem.parts]
+    present = problem.costs(best[None], [s[None] for s in kept])[0]
+    h = blocks.hessian.sum(0) + problem.factor.T @ problem.factor
+    ratios = []
+    for x in draws[:: max(len(draws) // ROUGH, 1)][:ROUGH]:
+        try:
+            fit_starts(problem, x)
+            cost = problem.costs(x[None], [p.start[None] for p in problem.parts])[0]
+        except NonFiniteError:
+            cost = np.inf
+        ratios.append((cost - present) / max(float((x - best) @ h @ (x - best)), 1e-12))
+        for part, start in zip(problem.parts, kept, strict=True):
+            part.start = start
+    return float(np.median(ratios))
+
+
+def divergence(problem: ShootingProblem, best: Array) -> float:
+    """Return how many times a small change of the start positions is magnified before a window ends, at most."""
+    worst = 0.0
+    for part in problem.parts:
+        _, _, by_state = part.sensitivity(best[part.columns], problem.steps[part.columns])
+        worst = max(worst, float(np.abs(by_state[..., : by_state.shape[-1] // 2]).max()))
+    return worst
 
 
 def width_of(problem: ShootingProblem) -> Array:

@@ -63,8 +63,8 @@ class IdentifySection(Section):
 
     method: Literal["least_squares", "ensemble", "npe"] = "least_squares"
     own: list[str] = []
-    window: float = Field(default=0.5, gt=0)
-    stride: float = Field(default=0.5, gt=0)
+    window: float = Field(default=0.5, gt=0)  # .inf for whole recordings
+    stride: float | None = Field(default=None, gt=0)
     block: float = Field(default=1.0, gt=0)
     tries: int = Field(default=32, ge=0)
     starts: int = Field(default=3, ge=1)

@@ -11,7 +11,7 @@ from sim2real.adapters import Chain, DeadZone, Latency
 from sim2real.calibration import Posterior, diagnose, identify
 from sim2real.calibration.unknowns import Unknowns
 from sim2real.episodes import Episode
-from sim2real.errors import ParameterError
+from sim2real.errors import LogError, ParameterError
 from sim2real.plant import Plant
 from sim2real.randomization import ParameterSet, RobotModel
 from sim2real.twin import Twin, excite
@@ -25,9 +25,16 @@ def plant() -> Plant:
     return Plant(RobotModel("pendulum"), Chain([Latency(), DeadZone()]), timestep=0.005, threads=1)
 
 
-def log(plant: Plant, truth: dict[str, float], name: str = "log", seconds: float = 16.0, seed: int = 0) -> Episode:
+def log(
+    plant: Plant,
+    truth: dict[str, float],
+    name: str = "log",
+    seconds: float = 16.0,
+    seed: int = 0,
+    strength: float = 4.0,
+) -> Episode:
     rng = np.random.default_rng(seed)
-    made = Twin(plant, truth).record(name, excite(rng, seconds, 0.02, np.array([4.0]), (0.5, 1.3)), hold=0.02)
+    made = Twin(plant, truth).record(name, excite(rng, seconds, 0.02, np.array([strength]), (0.5, 1.3)), hold=0.02)
     noisy = made.observations.copy()
     noisy[:, 0] += 0.003 * rng.normal(size=len(noisy))
     return Episode(**{**made.__dict__, "observations": noisy})
@@ -127,3 +134,30 @@ def test_unknowns_spread_vectors_and_fold_draws() -> None:
     folded = unknowns.fold(draws, np.random.default_rng(0))
     assert set(folded[:, 1]) == {10.0, 20.0}
     assert folded[:, 1].mean() == pytest.approx(15, abs=0.6)
+
+
+def test_whole_recordings_say_more_than_short_windows_where_the_model_is_right(plant: Plant) -> None:
+    truth = {MASS: 0.83, DELAY: 0.023, DAMPING: 0.25}
+    recorded, names = [log(plant, truth, strength=2.0)], tuple(truth)
+    short = fit(plant, recorded, prior(plant, *names))
+    whole = fit(plant, recorded, prior(plant, *names), window=np.inf)
+    assert whole.evidence["windows"] == 1
+    assert whole.evidence["window"] == pytest.approx(16, abs=0.1)
+    assert whole.evidence["blocks"] == pytest.approx(32, abs=1)
+    assert (whole.samples.std(0) < short.samples.std(0)).all()
+    off = np.abs(whole.best - np.array(list(truth.values()))) / whole.samples.std(0)
+    np.testing.assert_array_less(off, 4)
+    assert not {"rough", "diverging-motion"} & {f.code for f in diagnose(short) + diagnose(whole)}
+
+
+def test_motions_that_are_replayed_for_too_long_are_told(plant: Plant) -> None:
+    """At full torque the pendulum whirls: after sixteen seconds the smallest change decides which way it goes."""
+    truth = {MASS: 0.83, DELAY: 0.023, DAMPING: 0.1}
+    whole = fit(plant, [log(plant, truth, seed=2)], prior(plant, *truth), window=np.inf)
+    assert "diverging-motion" in {f.code for f in diagnose(whole)}
+
+
+def test_whole_recordings_cannot_have_excluded_stretches(plant: Plant) -> None:
+    recorded = Episode(**{**log(plant, TRUTH, seconds=4.0).__dict__, "excluded": ((1.0, 1.5),)})
+    with pytest.raises(LogError, match="log has excluded stretches, so it cannot be replayed as a whole"):
+        fit(plant, [recorded], prior(plant, MASS), window=np.inf)
