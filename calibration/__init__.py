@@ -5,6 +5,7 @@ from sim2real.calibration.check import Check, check
 from sim2real.calibration.diagnose import Finding, diagnose
 from sim2real.calibration.finetune import FinetuneResult, finetune_dynamics, gate
 from sim2real.calibration.identify import identify
+from sim2real.calibration.outside import OutsideForce, outside_forces, own_values
 from sim2real.calibration.posterior import Posterior
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Check",
     "Finding",
     "FinetuneResult",
+    "OutsideForce",
     "Posterior",
     "adapt",
     "check",
@@ -19,4 +21,6 @@ __all__ = [
     "finetune_dynamics",
     "gate",
     "identify",
+    "outside_forces",
+    "own_values",
 ]

@@ -20,6 +20,8 @@ SURE = 3.0
 WORTHWHILE = 0.2
 # Parameters that are tried, the most promising first.
 TRIED = 3
+# Precision that holds a parameter where it is: 1 over a standard deviation, in steps of its differences.
+STIFF = 1e4
 
 
 def halves_apart(problem: ShootingProblem, blocks: Blocks, unknowns: Unknowns, draws: Array) -> dict[str, float]:
@@ -110,10 +112,12 @@ def _of_recordings(problem: ShootingProblem, recordings: list[str]) -> list[Repl
 
 def _alone(problem: ShootingProblem, best: Array, recording: str, unknown: int) -> dict[str, float] | None:
     """Fit one parameter to one recording, the others as they are; None where that diverges."""
-    some = replace(problem, parts=_of_recordings(problem, [recording]), lower=best.copy(), upper=best.copy())
+    # held by a prior that hardly gives way, not by bounds, for differences must go to one side of those
+    held = np.diag(STIFF / problem.steps)
+    some = replace(problem, parts=_of_recordings(problem, [recording]), center=best, factor=held)
     try:
         before = refine(some, best, iterations=4)
-        some.lower[unknown], some.upper[unknown] = problem.lower[unknown], problem.upper[unknown]
+        some.factor = held * (np.arange(len(best)) != unknown)
         after = refine(some, best, iterations=12, tolerance=1e-4)
     except NonFiniteError:
         return None

@@ -13,7 +13,7 @@ from sim2real.calibration.posterior import Posterior
 # code -> (what it means, what to do)
 CODES: Mapping[str, tuple[str, str]] = {
     "not-settled": (
-        "the fit was still moving when it stopped",
+        "the fit was still moving when it stopped, or a step from where it stopped promises more than it brings",
         "allow more rounds (identify.rounds), or more starting points (identify.tries, identify.starts)",
     ),
     "rough": (
@@ -49,6 +49,10 @@ CODES: Mapping[str, tuple[str, str]] = {
         "a recording is explained better with one parameter of its own",
         "another payload or setting on that day? leave it out, or give the parameter to each recording by itself "
         "(identify.own)",
+    ),
+    "outside-force": (
+        "in a stretch of a recording something acted that no logged command explains: a push, a hand, a stop",
+        "look at it, and leave the stretch out (excluded)",
     ),
     "unexplained-recording": (
         "a recording fits much worse than the others, with the same parameters",
@@ -129,6 +133,11 @@ def diagnose(posterior: Posterior) -> list[Finding]:
             what = f"what is left of {channel} is correlated over {1e3 * seconds:.0f} ms"
             found.append(Finding("correlated-residuals", (channel,), what))
     found += _disagreements(posterior)
+    for f in evidence.get("outside_forces", ()):
+        when = f"{f['recording']} from {f['start']:.1f} to {f['stop']:.1f} s"
+        effort = f"{f['effort']:+.2g} {f['unit']}".rstrip()
+        what = f"{when} moves as if {f['action']} were {effort} more (in similar motions: ±{f['usual']:.2g})"
+        found.append(Finding("outside-force", (f["recording"],), what))
     errors = evidence.get("recordings", {})
     usual = float(np.median(list(errors.values()))) if errors else 0.0
     for name, error in errors.items():

@@ -25,6 +25,8 @@ Progress = Callable[[str], None]
 METHODS = ("least_squares", "ensemble", "npe")
 # Longer windows are come to by way of shorter ones: the first length [s], and the factor from one to the next.
 FIRST, GROWTH = 0.5, 4.0
+# A fit has settled when the step that is left is shorter than this, in standard deviations of the posterior.
+CLOSE_ENOUGH = 0.5
 
 
 def identify(
@@ -128,16 +130,18 @@ def identify(
         draws = bootstrap(problem, best, blocks, samples, rng)
     else:
         best, blocks = fit.x, Blocks.of(problem, fit.x)
+    _, ahead = blocks.decrement(problem, best)
+    left = float(np.max(np.abs(ahead - best) / np.maximum(draws.std(0), 1e-300)))
     evidence = {
         "method": method,
         "mean_absolute_error": fit.cost,
         "windows": int(sum(len(p.windows) for p in problem.parts)),
         "blocks": len(blocks.gradient),
         "misfit": misfit(problem, best),
-        "settled": fit.settled,
+        "settled": fit.settled and (method == "npe" or left < CLOSE_ENOUGH),
         "roughness": roughness(problem, best, blocks, draws),
         "divergence": divergence(problem, best),
-        "decrement": blocks.decrement(problem, best)[0],
+        "step_left": left,
         "window": float(max(p.windows.offset.max() for p in problem.parts) * plant.timestep),
         **_residual_report(problem, best, channels),
         "halves": halves_apart(problem, blocks, unknowns, draws),

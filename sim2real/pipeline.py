@@ -30,6 +30,8 @@ from sim2real.world_model import EnsembleDynamics
 STAGES = ("identify", "observe", "pretrain", "finetune", "adapt", "evaluate", "control", "report")
 # Draws from the posterior that the recordings are replayed with, for the bands of the report.
 REPLAYED = 60
+# Windows of the replay are no longer than this [s], so that something can be seen in them.
+REPLAYED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ class StagedRun:
 
     def identify(self) -> dict[str, Any]:
         posterior = stages.identify_stage(self.setup, self.watch.say)
+        pushed = stages.outside_stage(self.setup, posterior, self.watch.say)
+        posterior.evidence["outside_forces"] = [force.to_json() for force in pushed]
         posterior.save(self.path / "posterior")
         (self.path / "posterior" / "parameters.yaml").write_text(to_yaml(posterior))
         self._save_replay(posterior)
@@ -159,7 +163,7 @@ class StagedRun:
 
         setup, path = self.setup, self.path / "posterior" / "replay.npz"
         path.unlink(missing_ok=True)
-        window, rng = setup.recipe.identify.window, setup.rng("evidence")
+        window, rng = min(setup.recipe.identify.window, REPLAYED_SECONDS), setup.rng("evidence")
         self.watch.say("replaying the recordings")
         with contextlib.suppress(NonFiniteError):
             found = replay_evidence(

@@ -16,13 +16,17 @@ from sim2real.calibration import (
     Adaptation,
     Check,
     FinetuneResult,
+    OutsideForce,
     Posterior,
     adapt,
     check,
     finetune_dynamics,
     identify,
+    outside_forces,
+    own_values,
 )
 from sim2real.episodes import Array, Episode
+from sim2real.errors import NonFiniteError
 from sim2real.estimation import Observation
 from sim2real.evaluation import (
     EnsemblePredictor,
@@ -57,6 +61,21 @@ def identify_stage(setup: Setup, progress: Progress) -> Posterior:
         progress=progress,
         **setup.recipe.identify.model_dump(),
     )
+
+
+def outside_stage(setup: Setup, posterior: Posterior, progress: Progress) -> list[OutsideForce]:
+    """Find stretches of the training recordings in which something pushed; none where the replay diverges."""
+    progress("looking for outside forces")
+    try:
+        return outside_forces(
+            setup.plant,
+            setup.recordings.train,
+            posterior.values,
+            channels=setup.channels,
+            of_recordings=own_values(posterior.evidence),
+        )
+    except NonFiniteError:
+        return []
 
 
 def check_stage(setup: Setup, truths: int, workers: int, progress: Progress) -> Check:
