@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sim2real.calibration.replay import Replay
-from sim2real.calibration.shooting import ShootingProblem, bounded_step, refine
+from sim2real.calibration.shooting import ENOUGH, ShootingProblem, bounded_step, refine
 from sim2real.calibration.spread import Blocks, width_of
 from sim2real.calibration.unknowns import Unknowns
 from sim2real.episodes import Array
@@ -18,8 +18,8 @@ from sim2real.errors import NonFiniteError
 SURE = 3.0
 # The share of its error that a recording must lose when one parameter may differ there.
 WORTHWHILE = 0.2
-# Parameters that are tried, the most promising first.
-TRIED = 3
+# Recordings, and parameters of each, that are tried: the most promising ones.
+TRIED = 2
 # Precision that holds a parameter where it is: 1 over a standard deviation, in steps of its differences.
 STIFF = 1e4
 
@@ -60,16 +60,20 @@ def recordings_apart(
     moving: dict[str, int] = {}
     names = list(dict.fromkeys(blocks.recording))
     while len(found) < len(names) // 2:
-        moved = {r: m for r in names if r not in found and (m := _own_parameter(problem, best, blocks, r))}
+        promised = {r: p for r in names if r not in found and (p := _promising(blocks, r))}
+        moved = {}
+        for r in sorted(promised, key=lambda r: -max(promised[r].values()))[:TRIED]:
+            if best_own := _own_parameter(problem, best, r, list(promised[r])[:TRIED]):
+                moved[r] = best_own
         if not moved:
             break
         worst = min(moved, key=lambda r: moved[r]["error_own"] / moved[r]["error"])
         moving[worst] = moved[worst].pop("unknown")
         found[worst] = {"parameter": unknowns.parameters[unknowns.source[moving[worst]]], **moved[worst]}
-        rest = replace(problem, parts=_of_recordings(problem, [n for n in names if n not in found]))
+        rest = replace(problem, parts=_of_recordings(problem, [n for n in names if n not in found])).some(4 * ENOUGH)
         try:
             best = refine(rest, best, iterations=8, tolerance=1e-3).x
-            blocks = Blocks.of(replace(rest, parts=[*rest.parts, *_of_recordings(problem, list(found))]), best)
+            blocks = Blocks.of(rest, best)
         except NonFiniteError:
             break
         for recording, unknown in moving.items():
@@ -77,26 +81,31 @@ def recordings_apart(
     return found
 
 
-def _own_parameter(problem: ShootingProblem, best: Array, blocks: Blocks, recording: str) -> dict[str, Any] | None:
-    """Find the parameter that explains a recording best by differing there; None where none does much.
+def _promising(blocks: Blocks, recording: str) -> dict[int, float]:
+    """Return the share of its error that a recording would lose if one unknown differed there, the most first.
 
-    Promising ones are found by a Gauss-Newton step of each parameter alone from the common optimum, and then fitted.
+    By a Gauss-Newton step of each unknown alone from the common optimum; those that promise too little are left out.
     """
     rows = [i for i, r in enumerate(blocks.recording) if r == recording]
     if len(rows) < 2:
-        return None
+        return {}
     h, g = np.einsum("bpp->p", blocks.hessian[rows]), blocks.gradient[rows]
     sure = np.abs(g.mean(0)) > SURE * g.std(0, ddof=1) / np.sqrt(len(rows))
-    gain = np.where(sure, g.sum(0) ** 2 / np.maximum(h, 1e-300), 0.0)
+    gain = np.where(sure, g.sum(0) ** 2 / np.maximum(h, 1e-300), 0.0) / max(float(blocks.loss[rows].sum()), 1e-300)
+    return {int(u): float(gain[u]) for u in np.argsort(-gain) if gain[u] > 0.25 * WORTHWHILE}
+
+
+def _own_parameter(
+    problem: ShootingProblem, best: Array, recording: str, promising: list[int]
+) -> dict[str, Any] | None:
+    """Find the unknown that explains a recording best by differing there; None where none does much."""
     found: dict[str, Any] | None = None
-    for unknown in np.argsort(-gain)[:TRIED]:
-        if gain[unknown] <= 0.25 * WORTHWHILE * blocks.loss[rows].sum():
-            break
-        moved = _alone(problem, best, recording, int(unknown))
+    for unknown in promising:
+        moved = _alone(problem, best, recording, unknown)
         if moved is None or moved["error_own"] > (1 - WORTHWHILE) * moved["error"]:
             continue
         if found is None or moved["error_own"] < found["error_own"]:
-            found = {"unknown": int(unknown), **moved}
+            found = {"unknown": unknown, **moved}
     return found
 
 
@@ -114,11 +123,11 @@ def _alone(problem: ShootingProblem, best: Array, recording: str, unknown: int) 
     """Fit one parameter to one recording, the others as they are; None where that diverges."""
     # held by a prior that hardly gives way, not by bounds, for differences must go to one side of those
     held = np.diag(STIFF / problem.steps)
-    some = replace(problem, parts=_of_recordings(problem, [recording]), center=best, factor=held)
+    some = replace(problem, parts=_of_recordings(problem, [recording]), center=best, factor=held).some(ENOUGH)
     try:
-        before = refine(some, best, iterations=4)
+        before = refine(some, best, iterations=0)
         some.factor = held * (np.arange(len(best)) != unknown)
-        after = refine(some, best, iterations=12, tolerance=1e-4)
+        after = refine(some, best, iterations=8, tolerance=1e-3)
     except NonFiniteError:
         return None
     return {

@@ -139,7 +139,7 @@ def identify(
         "blocks": len(blocks.gradient),
         "misfit": misfit(problem, best),
         "settled": fit.settled and (method == "npe" or left < CLOSE_ENOUGH),
-        "roughness": roughness(problem, best, blocks, draws),
+        "roughness": roughness(problem, best, draws),
         "divergence": divergence(problem, best),
         "step_left": left,
         "window": float(max(p.windows.offset.max() for p in problem.parts) * plant.timestep),

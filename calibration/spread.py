@@ -19,8 +19,8 @@ LEVERAGE = 0.8
 COARSE = 20.0
 # A fit is at its optimum when a step would gain less than this, in units of the noise; so many steps are tried.
 CLOSE, POLISH = 0.02, 4
-# Draws on which the shape of the error around the optimum is looked at.
-ROUGH = 7
+# Draws on which the shape of the error around the optimum is looked at, and how many windows.
+ROUGH, LOOKED_AT = 7, 48
 
 
 @dataclass(frozen=True)
@@ -123,24 +123,29 @@ def bootstrap(problem: ShootingProblem, best: Array, blocks: Blocks, samples: in
     return into_bounds(best - shift, total, problem.lower, problem.upper)
 
 
-def roughness(problem: ShootingProblem, best: Array, blocks: Blocks, draws: Array) -> float:
+def roughness(problem: ShootingProblem, best: Array, draws: Array) -> float:
     """Return the error that draws add to that of the optimum, relative to what their spread assumes; about 1 is right.
 
-    The median of a few draws (S, U). Far from 1, the landscape is not a valley on the scale of the intervals: a motion
-    that is replayed for too long diverges, and every small change of a parameter leads to another local minimum.
+    The median of a few draws (S, U), on some of the windows. Far from 1, the landscape is not a valley on the scale of
+    the intervals: every small change of a parameter leads to another local minimum.
     """
-    kept = [part.start for part in problem.parts]
-    present = problem.costs(best[None], [s[None] for s in kept])[0]
-    h = blocks.hessian.sum(0) + problem.factor.T @ problem.factor
+    few = problem.some(LOOKED_AT)
+    fit_starts(few, best)
+    told = few.sensitivities(best)
+    h = sum(np.einsum("wmdp,wmd,wmdq->pq", t.projected(), t.weight**3, t.projected()) for t in told)
+    g = sum(np.einsum("wmdp,wmd->p", t.projected(), t.weight * t.residual) for t in told)
+    kept = [part.start for part in few.parts]
+    present = few.costs(best[None], [s[None] for s in kept])[0] - few.prior(best)
     ratios = []
     for x in draws[:: max(len(draws) // ROUGH, 1)][:ROUGH]:
         try:
-            fit_starts(problem, x)
-            cost = problem.costs(x[None], [p.start[None] for p in problem.parts])[0]
+            fit_starts(few, x)
+            more = few.costs(x[None], [p.start[None] for p in few.parts])[0] - few.prior(x) - present
         except NonFiniteError:
-            cost = np.inf
-        ratios.append((cost - present) / max(float((x - best) @ h @ (x - best)), 1e-12))
-        for part, start in zip(problem.parts, kept, strict=True):
+            more = np.inf
+        step = x - best
+        ratios.append((more - 2 * g @ step) / max(float(step @ h @ step), 1e-12))
+        for part, start in zip(few.parts, kept, strict=True):
             part.start = start
     return float(np.median(ratios))
 

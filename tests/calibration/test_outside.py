@@ -55,13 +55,10 @@ def test_where_nothing_pushes_nothing_is_found(plant: Plant) -> None:
 
 
 def test_recordings_are_judged_with_values_of_their_own() -> None:
-    evidence = {
-        "of_recordings": {MASS: {"a": {"mean": 0.6, "interval90": [0.5, 0.7]}, "b": {"mean": 0.9, "interval90": [0, 1]}}},
-        "recordings_differ": {"b": {"parameter": DELAY, "own": 0.03, "common": 0.02, "error": 2.0, "error_own": 1.0}},
-        "outside_forces": [
-            {"recording": "a", "start": 1.0, "stop": 1.5, "action": "effort", "unit": "N·m", "effort": 1.2, "usual": 0.1}
-        ],
-    }  # fmt: skip
+    own = {"a": {"mean": 0.6, "interval90": [0.5, 0.7]}, "b": {"mean": 0.9, "interval90": [0.8, 1.0]}}
+    differs = {"b": {"parameter": DELAY, "own": 0.03, "common": 0.02, "error": 2.0, "error_own": 1.0}}
+    push = {"recording": "a", "start": 1.0, "stop": 1.5, "action": "effort", "unit": "N·m", "effort": 1.2, "usual": 0.1}
+    evidence = {"of_recordings": {MASS: own}, "recordings_differ": differs, "outside_forces": [push]}
     assert own_values(evidence) == {"a": {MASS: 0.6}, "b": {MASS: 0.9, DELAY: 0.03}}
     samples = np.random.default_rng(0).normal(0.6, 0.01, (100, 1))
     prior = ParameterSet.parse({MASS: "=U(0, 2)"}, {MASS: "kg"})
