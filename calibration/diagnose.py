@@ -50,6 +50,10 @@ CODES: Mapping[str, tuple[str, str]] = {
         "another payload or setting on that day? leave it out, or give the parameter to each recording by itself "
         "(identify.own)",
     ),
+    "explains-little": (
+        "even the best parameters leave much of the motion unexplained",
+        "check signs, units and the order of joints (channels, log_schema), and what the actions are (action_source)",
+    ),
     "outside-force": (
         "in a stretch of a recording something acted that no logged command explains: a push, a hand, a stop",
         "look at it, and leave the stretch out (excluded)",
@@ -71,6 +75,8 @@ ROUGH = 4.0
 DIVERGING = 100.0
 # Halves of the logs that are so many standard errors apart are outside of each other's 90 % interval.
 APART_90 = 1.645
+# The share of a channel's motion in a window that a model may leave unexplained.
+LITTLE = 0.3
 # A recording whose error is so many times that of the median one stands out.
 APART = 2.5
 
@@ -132,6 +138,10 @@ def diagnose(posterior: Posterior) -> list[Finding]:
         if window and seconds > COLOURED * window:
             what = f"what is left of {channel} is correlated over {1e3 * seconds:.0f} ms"
             found.append(Finding("correlated-residuals", (channel,), what))
+    for channel, share in evidence.get("unexplained", {}).items():
+        if share > LITTLE:
+            what = f"the best parameters leave {share:.0%} of the motion of {channel} unexplained"
+            found.append(Finding("explains-little", (channel,), what))
     found += _disagreements(posterior)
     for f in evidence.get("outside_forces", ()):
         when = f"{f['recording']} from {f['start']:.1f} to {f['stop']:.1f} s"
@@ -200,15 +210,17 @@ def _combination(posterior: Posterior, pair: Sequence[str], rho: float) -> str:
 
 def residual_report(
     residuals: Sequence[np.ndarray],
+    positions: Sequence[np.ndarray],
     valid: Sequence[np.ndarray],
     offsets: Sequence[np.ndarray],
     owners: Sequence[Sequence[str]],
     channels: Sequence[str],
 ) -> dict[str, Any]:
-    """Return what identification notes of what is left over: errors by recording, and correlation times [s].
+    """Return what identification notes of what is left over: by recording, by channel, and over what times correlated.
 
     Args:
         residuals: (W, M, D) a part.
+        positions: (W, M, D) a part, as measured.
         valid: (W, M) a part.
         offsets: (W, M) a part, times in the window [s].
         owners: for each part, the recording of each window.
@@ -216,7 +228,10 @@ def residual_report(
     """
     errors: dict[str, list[float]] = {}
     top, bottom, gaps = np.zeros(len(channels)), np.zeros(len(channels)), []
-    for r, ok, t, names in zip(residuals, valid, offsets, owners, strict=True):
+    left, moved = np.zeros(len(channels)), np.zeros(len(channels))
+    for r, q, ok, t, names in zip(residuals, positions, valid, offsets, owners, strict=True):
+        left += (r[ok] ** 2).sum(0)
+        moved += ((q - q[:, :1])[ok] ** 2).sum(0)
         for w, name in enumerate(names):
             errors.setdefault(name, []).append(float(np.median(np.abs(r[w][ok[w]]))))
         both = ok[:, 1:] & ok[:, :-1]
@@ -231,5 +246,6 @@ def residual_report(
     times = np.minimum(-gap / np.log(keep), longest)
     return {
         "recordings": {name: float(np.mean(e)) for name, e in errors.items()},
+        "unexplained": {c: float(s) for c, s in zip(channels, np.sqrt(left / np.maximum(moved, 1e-300)), strict=True)},
         "residual_correlation": {c: float(s) for c, s in zip(channels, times, strict=True)},
     }

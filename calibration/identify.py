@@ -207,6 +207,7 @@ def _residual_report(problem: ShootingProblem, best: Array, channels: Sequence[s
     parts = problem.parts
     return residual_report(
         [part.residuals_at(best[part.columns]) for part in parts],
+        [part.windows.positions for part in parts],
         [part.windows.valid for part in parts],
         [part.windows.offset * part.plant.timestep for part in parts],
         [[part.recordings[k] for k in part.windows.recording] for part in parts],

@@ -222,4 +222,7 @@ def into_bounds(draws: Array, precision: Array, lower: Array, upper: Array) -> A
     for s in np.flatnonzero(((draws < lower) | (draws > upper)).any(1)):
         solution = optimize.lsq_linear(root / scale, root @ draws[s], bounds=(lower * scale, upper * scale))
         out[s] = np.clip(solution.x / scale, lower, upper)
-    return out
+    # the solver stops short of a bound by next to nothing
+    hair = np.where(np.isfinite(upper - lower), 1e-6 * (upper - lower), 0.0)
+    out = np.where(out - lower < hair, lower, out)
+    return np.asarray(np.where(upper - out < hair, upper, out))
