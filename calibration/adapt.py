@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from sim2real.randomization import ParameterSet
 
 # A change is believed when freeing one parameter takes away at least this share of the error left by the old posterior.
 WORTHWHILE = 0.2
+# What is said to have moved where it takes all parameters; and the seconds a parameter that are needed to say so.
+ALL, ENOUGH = "all", 0.75
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,26 @@ class Adaptation:
 
     Attributes:
         posterior: to go on with.
-        moved: name of the parameter that moved, or "" where the old posterior explains the logs as well.
-        was: its value before.
-        errors: mean absolute error of the replay [rad or m] when each parameter alone may move; "" for none.
+        moved: name of the parameter that moved, "" where the old posterior explains the logs as well, or `ALL` where it
+            takes several.
+        was: its value before; of all parameters, for `ALL`, see `before`.
+        errors: mean absolute error of the replay [rad or m] when each parameter alone may move; "" for none, and `ALL`
+            for all of them, where the logs are long enough to try that.
+        before: the old values.
     """
 
     posterior: Posterior
     moved: str
     was: float
     errors: dict[str, float]
+    before: Mapping[str, float] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """Say it in words."""
         if not self.moved:
             return "No parameter moved: the old posterior explains the new logs as well."
+        if self.moved == ALL:
+            return self._several()
         p = self.posterior[self.moved]
         low, high = self.posterior.interval(self.moved)
         now = self.posterior.values[self.moved]
@@ -50,20 +58,38 @@ class Adaptation:
         )
         return text + (f"; the next best explanation, {second}, leaves {others[second]:.2g}." if second else ".")
 
+    def _several(self) -> str:
+        """Name the parameters whose old values are outside of the new intervals, the surest first."""
+        told = []
+        for name, was in self.before.items():
+            (low, high), now = self.posterior.interval(name), self.posterior.values[name]
+            sure = abs(now - was) / max(high - low, 1e-300)
+            if not low <= was <= high:
+                unit = self.posterior[name].unit
+                told.append(
+                    (sure, f"{name} from {was:.3g} to {now:.3g} {unit}".rstrip() + f" ({low:.3g} to {high:.3g})")
+                )
+        single = min((e, n) for n, e in self.errors.items() if n not in ("", ALL))
+        listed = "; ".join(text for _, text in sorted(told, reverse=True)) or "none surely by itself"
+        return (
+            f"Several parameters moved, with 90 % intervals: {listed}. All together take the replay error from "
+            f"{self.errors['']:.2g} to {self.errors[ALL]:.2g}; the best alone, {single[1]}, leaves {single[0]:.2g}."
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {"moved": self.moved, "was": self.was, "errors": self.errors, "sentence": self.sentence()}
 
 
 class _Freed(ParameterSet):
-    """An old posterior in which one parameter is free again, as it was in the prior."""
+    """An old posterior in which some parameters are free again, as they were in the prior."""
 
-    def __init__(self, posterior: Posterior, free: str) -> None:
-        super().__init__(tuple(posterior.prior[p.name] if p.name == free else p for p in posterior))
-        kept = [i for i, p in enumerate(posterior) if p.name != free]
+    def __init__(self, posterior: Posterior, free: Sequence[str]) -> None:
+        super().__init__(tuple(posterior.prior[p.name] if p.name in free else p for p in posterior))
+        kept = [i for i, p in enumerate(posterior) if p.name not in free]
         self._mean = posterior.best
         full = np.zeros((len(posterior), len(posterior)))
         if kept:
-            # what is known of the others must not depend on the value that the freed one had
+            # what is known of the others must not depend on the value that the freed ones had
             full[np.ix_(kept, kept)] = shrunk_precision(posterior.covariance[np.ix_(kept, kept)])
         self._precision = full
 
@@ -89,10 +115,11 @@ def adapt(
     rng: np.random.Generator,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Adaptation:
-    """Explain new logs by letting one parameter move from an old posterior.
+    """Explain new logs by letting one parameter move from an old posterior, or all of them.
 
     Each parameter in turn is given its prior back while the others keep what is known of them; the one that explains
-    the logs best is the one that moved. One cause for one change: a few seconds cannot tell more.
+    the logs best is the one that moved. One cause for one change: a few seconds cannot tell more. Where there are more
+    seconds than three quarters of the number of parameters, all of them are freed as well, from their old values.
 
     Args:
         plant: the model.
@@ -113,7 +140,7 @@ def adapt(
     known = posterior.marginal(free)
     found: dict[str, Posterior] = {}
 
-    def fitted(prior: ParameterSet) -> Posterior:
+    def fitted(prior: ParameterSet, rounds: int = 1) -> Posterior:
         return identify(
             plant,
             episodes,
@@ -123,18 +150,25 @@ def adapt(
             stride=stride,
             tries=8,
             starts=1,
-            rounds=1,
+            rounds=rounds,
+            examine=False,
             rng=rng,
         )
 
     found[""] = fitted(known)
     for name in free:
-        found[name] = fitted(_Freed(known, name))
+        found[name] = fitted(_Freed(known, [name]))
         progress(f"if only {name} moved: error {found[name].evidence['mean_absolute_error']:.2g}")
     errors = {name: float(p.evidence["mean_absolute_error"]) for name, p in found.items()}
     best = min(errors, key=lambda name: errors[name])
     if errors[best] > (1 - WORTHWHILE) * errors[""]:
         best = ""
+    if sum(e.duration for e in episodes) > ENOUGH * len(free) > ENOUGH:
+        found[ALL] = fitted(_Freed(known, free), rounds=4)
+        errors[ALL] = float(found[ALL].evidence["mean_absolute_error"])
+        progress(f"if all parameters moved: error {errors[ALL]:.2g}")
+        if errors[ALL] < (1 - WORTHWHILE) * errors[best]:
+            best = ALL
     chosen = found[best]
     values, samples = posterior.best.copy(), chosen.samples
     if not commanded:
@@ -142,4 +176,4 @@ def adapt(
     columns = [posterior.names.index(n) for n in free]
     values[columns], samples[:, columns] = chosen.best, chosen.samples
     renewed = Posterior(posterior.prior, values, samples, chosen.noise, chosen.evidence)
-    return Adaptation(renewed, best, posterior.values[best] if best else 0.0, errors)
+    return Adaptation(renewed, best, posterior.values.get(best, 0.0), errors, {n: posterior.values[n] for n in free})

@@ -39,9 +39,9 @@ class EnsembleProblem(ShootingProblem):
     axes: Array | None = None
 
     @classmethod
-    def of(cls, problem: ShootingProblem) -> EnsembleProblem:
+    def of(cls, problem: ShootingProblem, axes: Array | None = None) -> EnsembleProblem:
         """Return the same problem, fitted with an ensemble."""
-        return cls(**{name: getattr(problem, name) for name in ShootingProblem.__dataclass_fields__})
+        return cls(**{name: getattr(problem, name) for name in ShootingProblem.__dataclass_fields__}, axes=axes)
 
     def sensitivities(self, x: Array) -> list[Sensitivity]:
         told = super().sensitivities(x)

@@ -14,7 +14,7 @@ from sim2real.calibration.neural import fit_npe
 from sim2real.calibration.posterior import Posterior
 from sim2real.calibration.replay import Replay, replays
 from sim2real.calibration.shooting import ShootingProblem, misfit, other_optima, restore, settle, solve, square_root
-from sim2real.calibration.spread import Blocks, bootstrap, divergence, polish, roughness
+from sim2real.calibration.spread import Blocks, bootstrap, divergence, polish, principal_axes, roughness
 from sim2real.calibration.unknowns import Marginals, Unknowns
 from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError, ParameterError, did_you_mean
@@ -45,6 +45,7 @@ def identify(
     rounds: int = 6,
     samples: int = 400,
     robust: float = 2.0,
+    examine: bool = True,
     rng: np.random.Generator,
     progress: Progress = lambda _: None,
 ) -> Posterior:
@@ -77,6 +78,7 @@ def identify(
         rounds: further refinements at most, each with the noise of each channel estimated anew.
         samples: posterior samples to return.
         robust: residual, in standard deviations, beyond which the loss grows linearly.
+        examine: whether to look for what the posterior cannot know, for `diagnose`; it takes as long as a round.
         rng: generator of every draw.
         progress: called with a line at each step.
 
@@ -106,7 +108,8 @@ def identify(
         return _problem(prior, unknowns, cut, robust, min(1.0, FIRST / min(length, longest)))
 
     lengths = _growing(window, longest)
-    problem, draws = posed(lengths[0]), None
+    problem: ShootingProblem = posed(lengths[0])
+    draws = None
     candidates = _candidates(prior, tries, rng)[:, unknowns.source]
     if method == "ensemble":
         fit = fit_ensemble(problem, Marginals(prior, unknowns), rounds=rounds, rng=rng, progress=progress)
@@ -115,12 +118,13 @@ def identify(
         fit = solve(problem, candidates, alternatives, starts=starts, rounds=rounds, progress=progress)
     optima = [fit, *other_optima(problem, fit, candidates, starts, progress)] if method == "npe" else [fit]
     for length in lengths[1:]:
-        solved, problem = problem, posed(length)
+        # derivatives at a point mislead long windows; those over what shorter ones left open do not
+        solved, axes = problem, principal_axes(problem, problem.sensitivities(fit.x))
+        problem = EnsembleProblem.of(posed(length), axes)
         problem.inherit(solved)
-        progress(f"windows of {min(length, lengths[-1]):.3g} s")
-        grown = EnsembleProblem.of(problem) if method == "ensemble" else problem
+        progress(f"windows of {min(length, longest):.3g} s")
         last = length == lengths[-1]
-        optima = [settle(grown, f.x, rounds=rounds if last else 1, progress=progress) for f in optima]
+        optima = [settle(problem, f.x, rounds=rounds if last else 1, progress=progress) for f in optima]
         fit = optima[0]
         restore(problem, fit)
     if method == "npe":
@@ -132,23 +136,26 @@ def identify(
         best, blocks = fit.x, Blocks.of(problem, fit.x)
     _, ahead = blocks.decrement(problem, best)
     left = float(np.max(np.abs(ahead - best) / np.maximum(draws.std(0), 1e-300)))
-    evidence = {
+    evidence: dict[str, Any] = {
         "method": method,
         "mean_absolute_error": fit.cost,
         "windows": int(sum(len(p.windows) for p in problem.parts)),
         "blocks": len(blocks.gradient),
         "misfit": misfit(problem, best),
         "settled": fit.settled and (method == "npe" or left < CLOSE_ENOUGH),
-        "roughness": roughness(problem, best, draws),
-        "divergence": divergence(problem, best),
         "step_left": left,
         "window": float(max(p.windows.offset.max() for p in problem.parts) * plant.timestep),
         **_residual_report(problem, best, channels),
-        "halves": halves_apart(problem, blocks, unknowns, draws),
-        "recordings_differ": recordings_apart(problem, best, blocks, unknowns),
         "of_recordings": unknowns.of_recordings(best, draws),
         "at_bound": _at_bound(problem, best, unknowns),
     }
+    if examine:
+        evidence |= {
+            "roughness": roughness(problem, best, draws),
+            "divergence": divergence(problem, best),
+            "halves": halves_apart(problem, blocks, unknowns, draws),
+            "recordings_differ": recordings_apart(problem, best, blocks, unknowns),
+        }
     mean = np.stack([best[unknowns.columns(prior.names, r)] for r in unknowns.recordings or ("",)]).mean(0)
     return Posterior(_as_values(prior), mean, unknowns.fold(draws, rng), problem.noise, evidence)
 

@@ -168,7 +168,7 @@ def _pushed(part: Replay, more: Array) -> Replay:
     return replace(part, windows=replace(w, commands=w.commands + more[:, None], before=w.before + more[:, None]))
 
 
-def _runs(at: list[tuple[int, float]], stands: Array, stride: float) -> list[list[int]]:
+def _runs(at: list[tuple[int, float]], stands: NDArray[np.bool_], stride: float) -> list[list[int]]:
     """Return rows that stand out, grouped into those that follow one another in one recording."""
     out: list[list[int]] = []
     for row in np.flatnonzero(stands).tolist():
