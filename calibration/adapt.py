@@ -43,7 +43,7 @@ class Adaptation:
     def sentence(self) -> str:
         """Say it in words."""
         if not self.moved:
-            return "No parameter moved: the old posterior explains the new logs as well."
+            return "No parameter moved beyond what the old posterior left open: it explains the new logs as well."
         if self.moved == ALL:
             return self._several()
         p = self.posterior[self.moved]

@@ -178,7 +178,7 @@ def _disagreements(posterior: Posterior) -> list[Finding]:
 
 def _together(posterior: Posterior) -> list[Finding]:
     """Pairs of parameters of which only a ratio, a product, a sum or a difference is known."""
-    varies = np.flatnonzero(posterior.samples.std(0) > 0)
+    varies = np.flatnonzero(np.ptp(posterior.samples, axis=0) > 0)
     found = []
     correlation = np.atleast_2d(np.corrcoef(posterior.samples[:, varies], rowvar=False))
     for a in range(len(varies)):
@@ -204,7 +204,7 @@ def _combination(posterior: Posterior, pair: Sequence[str], rho: float) -> str:
         ratio = np.log(x) - np.sign(rho) * np.log(y)
         if ratio.std() < 0.3 * np.log(x).std():
             kind = "ratio" if rho > 0 else "product"
-            text = f"their {kind} to {ratio.std():.1%}, each alone to {np.log(x).std():.1%}"
+            text = f"their {kind} to {100 * ratio.std():.2g}%, each alone to {100 * np.log(x).std():.2g}%"
     return text
 
 

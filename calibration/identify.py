@@ -49,16 +49,16 @@ def identify(
     rng: np.random.Generator,
     progress: Progress = lambda _: None,
 ) -> Posterior:
-    """Fit parameters of a plant to recordings: multiple shooting, robust least squares, block bootstrap.
+    """Fit parameters of a plant to recordings, and say how well they are known.
 
     `diagnose` says what the posterior cannot know.
 
     Logged commands are replayed through candidates of the plant over short windows whose start states are fitted along
     (multiple shooting). Recordings whose actions were measured go past the execution chain, so that its parameters are
-    never fitted on them. The fit is `scipy.optimize.least_squares` with a soft-L1 loss; the spread is a Bayesian
-    bootstrap (Rubin 1981) over blocks of time, one Gauss-Newton step a draw, so that it holds when residuals are
-    correlated, with the small-sample correction CR3 and a Student factor (Bell & McCaffrey 2002), so that it holds for
-    few blocks.
+    never fitted on them. The loss is soft L1, the steps are those of Levenberg and Marquardt, or of `method`; the
+    spread is a Bayesian bootstrap (Rubin 1981) over blocks of time, one Gauss-Newton step a draw, so that it holds when
+    residuals are correlated, with the small-sample correction CR3 and a Student factor (Bell & McCaffrey 2002), so that
+    it holds for few blocks. It is never less than independent residuals would leave.
 
     Args:
         plant: the model, with its execution chain.
@@ -88,6 +88,7 @@ def identify(
     Raises:
         ParameterError: an execution parameter that no recording can inform, or a name that the plant does not have.
         LogError: no window fits into the recordings.
+        MissingExtraError: the method needs a package that is not installed.
         NonFiniteError: the simulation diverges for every candidate.
     """
     if method == "npe" and isinstance(prior, Posterior):
@@ -95,8 +96,9 @@ def identify(
     if method not in METHODS:
         raise ParameterError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
     prior = prior if isinstance(prior, Posterior) else prior.against(plant.nominal())
+    if not episodes:
+        raise LogError("there is no recording to identify from")
     unknowns = Unknowns(prior.names, tuple(own), tuple(e.name for e in episodes) if own else ())
-
     longest = max(e.duration for e in episodes)
 
     def posed(length: float) -> ShootingProblem:

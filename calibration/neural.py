@@ -53,7 +53,7 @@ class Region:
         """Return a box around draws (S, U), along their principal axes in units of `scale` (U,)."""
         center = np.median(draws, 0)
         z = (draws - center) / scale
-        _, basis = np.linalg.eigh(np.cov(z.T) + 1e-18 * np.eye(z.shape[1]))
+        _, basis = np.linalg.eigh(np.atleast_2d(np.cov(z.T)) + 1e-18 * np.eye(z.shape[1]))
         reach = MARGIN * np.abs(z @ basis).max(0) + 1e-12
         return cls(center, (basis * reach).T * scale)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Posterior(JointEmpirical):
         marginals = []
         for i, p in enumerate(prior):
             sigma = float(samples[:, i].std(ddof=1))
-            if sigma > 0:
+            if np.ptp(samples[:, i]) > 0:
                 distribution = TruncatedNormal(float(best[i]), sigma, float(low[i]), float(high[i]))
                 marginals.append(Parameter(name=p.name, unit=p.unit, distribution=distribution))
             else:
@@ -76,6 +77,21 @@ class Posterior(JointEmpirical):
         columns = [self.names.index(name) for name in names]
         prior = ParameterSet(tuple(self.prior[name] for name in names))
         return Posterior(prior, self.best[columns], self.samples[:, columns], self.noise, self.evidence)
+
+    def do(self, values: Mapping[str, float]) -> Posterior:
+        """Return the posterior with some parameters set by hand and all others as they were.
+
+        An intervention (Pearl 2009), not a condition: what was known of the others through those that are set stays.
+
+        Raises:
+            ParameterError: a name that is not among the parameters.
+        """
+        prior, best, samples = list(self.prior), self.best.copy(), self.samples.copy()
+        for name, value in values.items():
+            i = self.names.index(self[name].name)
+            prior[i] = replace(prior[i], distribution=Fixed(float(value)), operation="set")
+            best[i], samples[:, i] = value, value
+        return Posterior(ParameterSet(tuple(prior)), best, samples, self.noise, self.evidence)
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Return `{name: {mean, interval90, unit, prior}}`, as metrics.json holds it."""

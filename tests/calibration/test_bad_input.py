@@ -83,6 +83,8 @@ def test_a_parameter_that_the_simulator_lacks_is_named(plant: Plant, log: Episod
         )  # fmt: skip
 
 
-def test_windows_that_fit_nowhere_are_named(plant: Plant, log: Episode) -> None:
+def test_windows_that_fit_nowhere_and_no_recordings_are_named(plant: Plant, log: Episode) -> None:
+    with pytest.raises(LogError, match="there is no recording to identify from"):
+        identify(plant, [], ParameterSet.parse(PRIOR), channels=CHANNELS, rng=np.random.default_rng(0))
     with pytest.raises(LogError, match="no window of 20 s fits the recordings log"):
         codes(plant, log, window=20.0)
