@@ -272,7 +272,7 @@ class Learned:
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                inference = NPE(density_estimator="maf", show_progress_bars=False)
+                inference = NPE(density_estimator="maf", show_progress_bars=False, tracker=_Silent())
                 condition, mean = found.condition(x)
                 inference.append_simulations(
                     *(torch.as_tensor(v, dtype=torch.float32) for v in (theta - mean, condition))
@@ -294,6 +294,27 @@ class Learned:
         with torch.no_grad():
             left = self.flow.sample((many,), torch.as_tensor(condition, dtype=torch.float32))[:, 0].numpy()
         return np.asarray(mean + left, float)
+
+
+class _Silent:
+    """What `sbi` tells of a training, to nobody: by default it leaves a folder of it in the present one."""
+
+    log_dir = None
+
+    def log_metric(self, name: str, value: float, step: int | None = None) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        pass
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        pass
+
+    def add_figure(self, name: str, figure: Any, step: int | None = None) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
 
 
 def _features(x: Array) -> Array:

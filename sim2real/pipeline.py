@@ -83,7 +83,7 @@ def run(
     if again and all(directory.finished(name) for name in work):
         directory.clear()
     directory.belongs_to(setup.recordings.fingerprint())
-    StagedRun(directory, setup, watch).to(until, pages=True)
+    StagedRun(directory, setup, watch).to(until)
     return directory.path
 
 
@@ -97,19 +97,21 @@ def set_threads() -> None:
 
 
 class StagedRun:
-    """The stages of one run. Each reads what it needs from the directory, so that resuming changes nothing."""
+    """The stages of one run. Each reads what it needs from the directory, so that resuming changes nothing.
 
-    def __init__(self, directory: RunDirectory, setup: Setup, watch: Watcher) -> None:
-        self.directory, self.setup, self.watch = directory, setup, watch
+    Args:
+        directory: of the run.
+        setup: what to run.
+        watch: told about progress.
+        examine: whether to look for what the posterior cannot know, and to write the page of the identification.
+    """
+
+    def __init__(self, directory: RunDirectory, setup: Setup, watch: Watcher, examine: bool = True) -> None:
+        self.directory, self.setup, self.watch, self.examine = directory, setup, watch, examine
         self.path = directory.path
 
-    def to(self, until: str, pages: bool = False) -> None:
-        """Run the stages up to one of them.
-
-        Args:
-            until: the last stage.
-            pages: whether the page of the identification is written too, as soon as it can be.
-        """
+    def to(self, until: str) -> None:
+        """Run the stages up to one of them."""
         for name in STAGES[: STAGES.index(until) + 1]:
             before = self.directory.finished(name)
             self.watch.begin(name)
@@ -119,7 +121,7 @@ class StagedRun:
                 self.watch.end(name, 0.0, False)
                 continue
             document = self.directory.stage(name, getattr(self, name))
-            if name == "identify" and pages:
+            if name == "identify" and self.examine:
                 self.identification_report()
             self.watch.end(name, float(document["seconds"]), before)
 
@@ -143,12 +145,14 @@ class StagedRun:
     # the stages
 
     def identify(self) -> dict[str, Any]:
-        posterior = stages.identify_stage(self.setup, self.watch.say)
-        pushed = stages.outside_stage(self.setup, posterior, self.watch.say)
-        posterior.evidence["outside_forces"] = [force.to_json() for force in pushed]
+        posterior = stages.identify_stage(self.setup, self.watch.say, self.examine)
+        if self.examine:
+            pushed = stages.outside_stage(self.setup, posterior, self.watch.say)
+            posterior.evidence["outside_forces"] = [force.to_json() for force in pushed]
         posterior.save(self.path / "posterior")
+        if self.examine:
+            self._save_replay(posterior)
         (self.path / "posterior" / "parameters.yaml").write_text(to_yaml(posterior))
-        self._save_replay(posterior)
         return {
             "robot_file": self._write_robot(posterior),
             "parameters": posterior.summary(),

@@ -50,7 +50,7 @@ DRAWS = 16
 HEIR_OF = {"adapted_simulator": "identified_simulator", "adapted_model": "finetuned_model"}
 
 
-def identify_stage(setup: Setup, progress: Progress) -> Posterior:
+def identify_stage(setup: Setup, progress: Progress, examine: bool = True) -> Posterior:
     """Identify the parameters on the training recordings."""
     return identify(
         setup.plant,
@@ -59,6 +59,7 @@ def identify_stage(setup: Setup, progress: Progress) -> Posterior:
         channels=setup.channels,
         rng=setup.rng("identify"),
         progress=progress,
+        examine=examine,
         **setup.recipe.identify.model_dump(),
     )
 
@@ -80,7 +81,7 @@ def outside_stage(setup: Setup, posterior: Posterior, progress: Progress) -> lis
 
 def check_stage(setup: Setup, truths: int, workers: int, progress: Progress) -> Check:
     """Identify truths drawn from the prior from simulations of the training recordings, as noisy as the recordings."""
-    noise = identify_stage(setup, progress).noise
+    noise = identify_stage(setup, progress, examine=False).noise
     return check(
         setup.plant,
         setup.recordings.train,
@@ -104,7 +105,7 @@ def _identify_again(
     channels: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Posterior:
-    return identify(plant, episodes, prior, channels=channels, rng=rng, **settings)
+    return identify(plant, episodes, prior, channels=channels, rng=rng, examine=False, **settings)
 
 
 def choose_observer(setup: Setup, values: Mapping[str, float]) -> tuple[Observation, dict[str, float]]:

@@ -132,7 +132,7 @@ def rung_scores(runs: Path, recipe: Recipe, shares: Sequence[float]) -> Iterator
             setup = whole if share == 1 else _shortened(whole, share)
             directory.belongs_to(setup.recordings.fingerprint())
             (directory.path / "recipe.yaml").write_text(setup.recipe.to_yaml())
-            run = StagedRun(directory, setup, Watcher())
+            run = StagedRun(directory, setup, Watcher(), examine=False)
             try:
                 run.to(until)
             except LogError:

@@ -52,7 +52,7 @@ def fit(plant: Plant, episodes: list[Episode], prior: ParameterSet, **settings: 
 
 @pytest.fixture(scope="module")
 def found(plant: Plant) -> dict[str, Posterior]:
-    recorded = [log(plant, TRUTH)]
+    recorded = [log(plant, TRUTH, seconds=10.0)]
     return {m: fit(plant, recorded, prior(plant, *TRUTH), method=m) for m in ("least_squares", "ensemble", "npe")}
 
 

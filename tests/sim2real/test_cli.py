@@ -158,7 +158,7 @@ def test_unknown_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         called("run", PENDULUM, "identify.windw=0.4", cwd=tmp_path, capsys=capsys),
         2,
         "identify.windw",
-        "did you mean window?",
+        "did you mean window",
     )
 
 
