@@ -204,8 +204,13 @@ def _combination(posterior: Posterior, pair: Sequence[str], rho: float) -> str:
         ratio = np.log(x) - np.sign(rho) * np.log(y)
         if ratio.std() < 0.3 * np.log(x).std():
             kind = "ratio" if rho > 0 else "product"
-            text = f"their {kind} to {100 * ratio.std():.2g}%, each alone to {100 * np.log(x).std():.2g}%"
+            text = f"their {kind} to {_percent(ratio.std())}, each alone to {_percent(np.log(x).std())}"
     return text
+
+
+def _percent(share: float) -> str:
+    """One decimal, or one digit of what that would round to nothing."""
+    return f"{share:.1%}" if share >= 5e-4 else f"{100 * share:.1g}%"
 
 
 def residual_report(
