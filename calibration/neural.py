@@ -86,9 +86,9 @@ class Summaries:
         left = []
         for x in references:
             fit_starts(problem, x)
-            self._starts.append([p.start for p in problem.parts])
+            self._starts.append(problem.starts)
             told = at_scale(problem, x)
-            h = sum(np.einsum("wmdp,wmd,wmdq->pq", t.projected(), t.weight, t.projected()) for t in told)
+            h = sum(t.precision() for t in told)
             inverse = np.linalg.inv(h + np.diag(width_of(problem) ** -2.0) + problem.factor.T @ problem.factor)
             self._maps.append([t.projected() @ inverse for t in told])
             left.append([t.residual for t in told])

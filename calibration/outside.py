@@ -22,7 +22,7 @@ OUTSTANDING, RUNNING = 4.0, 3
 SIMILAR, FEWEST, LEAST = 0.05, 30, 0.005
 # Of the largest command, the change that shows how motions depend on forces.
 PROBE = 0.02
-# Damped Gauss-Newton steps of start states and force.
+# Gauss-Newton steps of start states and force.
 STEPS = 4
 
 

@@ -62,6 +62,11 @@ class Sensitivity:
         b = b - q @ (np.swapaxes(q, 1, 2) @ b)
         return np.asarray(b.reshape(self.by_parameter.shape) / root)
 
+    def precision(self, power: int = 1) -> Array:
+        """(P, P) what is known of the parameters with start states fitted, by a power of the weights."""
+        j = self.projected()
+        return np.asarray(np.einsum("wmdp,wmd,wmdq->pq", j, self.weight**power, j))
+
 
 @dataclass
 class ShootingProblem:
@@ -91,6 +96,16 @@ class ShootingProblem:
     center: Array
     factor: Array
 
+    @property
+    def starts(self) -> list[Array]:
+        """The present start states, (W, X) a part."""
+        return [part.start for part in self.parts]
+
+    @starts.setter
+    def starts(self, states: list[Array]) -> None:
+        for part, start in zip(self.parts, states, strict=True):
+            part.start = start
+
     def weights(self, residual: Array) -> Array:
         """Derivative of the soft-L1 loss at standardised residuals."""
         return np.asarray(1 / np.sqrt(1 + (residual / self.robust) ** 2))
@@ -103,6 +118,10 @@ class ShootingProblem:
     def prior(self, x: Array) -> float:
         """Return what being far from the centre of the prior adds to the loss."""
         return float(((self.factor @ (x - self.center)) ** 2).sum())
+
+    def cost(self, x: Array) -> float:
+        """Return the cost of parameters (P,) from the present start states."""
+        return float(self.costs(x[None], [start[None] for start in self.starts])[0])
 
     def costs(self, candidates: Array, starts: list[Array]) -> Array:
         """(C,) costs of candidates (C, P) from their start states, (C, W, X) a part; infinite where one diverges."""
@@ -229,14 +248,13 @@ def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float
     errors = np.abs(np.concatenate([r[p.windows.valid] for r, p in zip(found, problem.parts, strict=True)]))
     cut = OUTLYING * np.maximum(_robust_std(found, problem.parts), 1e-9)
     cost = float(np.minimum(errors, cut).mean())
-    return Fit(cost, x, problem.noise, [p.start for p in problem.parts], settled)
+    return Fit(cost, x, problem.noise, problem.starts, settled)
 
 
-def fit_starts(problem: ShootingProblem, x: Array) -> Array:
-    """Fit the start states of all windows to parameters `x`, which are returned."""
+def fit_starts(problem: ShootingProblem, x: Array) -> None:
+    """Fit the start states of all windows to parameters `x`."""
     for _ in range(2):
         _step(problem, x, 1e-3, moves=False)
-    return x
 
 
 def _step(problem: ShootingProblem, x: Array, damping: float, moves: bool = True) -> tuple[Array, float, float]:
@@ -320,10 +338,9 @@ def screen(problem: ShootingProblem, candidates: Array) -> list[int]:
 def refine_best(problem: ShootingProblem, candidates: Array, starts: int, progress: Callable[[str], None]) -> list[Fit]:
     """Refine the most promising of some candidates (C, U), each from the first guess of the start states."""
     out = []
-    guess = [part.start for part in problem.parts]
+    guess = problem.starts
     for k, row in enumerate(screen(problem, candidates)[: max(starts, 1)]):
-        for part, start in zip(problem.parts, guess, strict=True):
-            part.start = start
+        problem.starts = guess
         with contextlib.suppress(NonFiniteError):
             out.append(refine(problem, candidates[row], iterations=12, tolerance=1e-3))
             progress(f"start {k + 1}: residual {_shown(out[-1].noise)}")
@@ -351,9 +368,7 @@ def other_optima(
 
 def restore(problem: ShootingProblem, fit: Fit) -> None:
     """Put the problem back to where a fit left it."""
-    problem.noise = fit.noise
-    for part, start in zip(problem.parts, fit.starts, strict=True):
-        part.start = start
+    problem.noise, problem.starts = fit.noise, fit.starts
 
 
 def solve(
@@ -412,7 +427,7 @@ def _unstick(problem: ShootingProblem, fit: Fit, alternatives: Array, progress: 
     """Move every parameter that is at a bound, or that the data near the fit do not see, and keep what fits better."""
     restore(problem, fit)
     few = problem.some(ENOUGH)
-    guess = [part.start for part in few.parts]
+    guess = few.starts
     seen = information(few.sensitivities(fit.x))
     width = alternatives.max(1) - alternatives.min(1)
     blind = seen * (0.1 * width) ** 2 < 1
@@ -425,8 +440,7 @@ def _unstick(problem: ShootingProblem, fit: Fit, alternatives: Array, progress: 
         for value in alternatives[p]:
             moved = fit.x.copy()
             moved[p] = value
-            for part, start in zip(few.parts, guess, strict=True):
-                part.start = start
+            few.starts = guess
             with contextlib.suppress(NonFiniteError):
                 found = refine(few, moved, iterations=6, tolerance=1e-3)
                 if found.cost < 0.98 * present:
@@ -447,9 +461,8 @@ def information(told: list[Sensitivity]) -> Array:
 
 def misfit(problem: ShootingProblem, x: Array) -> float:
     """Robust misfit of the data plus the pull of the prior, per sample; comparable between fits of equal noise."""
-    starts = [part.start[None] for part in problem.parts]
     samples = sum(int(p.windows.valid.sum()) * len(problem.noise) for p in problem.parts)
-    return float(problem.costs(x[None], starts)[0] / samples)
+    return problem.cost(x) / samples
 
 
 def _shown(noise: Array) -> str:

@@ -76,18 +76,16 @@ def polish(problem: ShootingProblem, best: Array) -> tuple[Array, Blocks]:
         left, ahead = blocks.decrement(problem, best)
         if left < CLOSE:
             break
-        before = [part.start for part in problem.parts]
-        present = problem.costs(best[None], [s[None] for s in before])[0]
+        before, present = problem.starts, problem.cost(best)
         try:
-            moved = fit_starts(problem, ahead)
-            better = problem.costs(ahead[None], [p.start[None] for p in problem.parts])[0] < present
+            fit_starts(problem, ahead)
+            better = problem.cost(ahead) < present
         except NonFiniteError:
             better = False
         if not better:
-            for part, start in zip(problem.parts, before, strict=True):
-                part.start = start
+            problem.starts = before
             break
-        best, blocks = moved, Blocks.of(problem, moved)
+        best, blocks = ahead, Blocks.of(problem, ahead)
     return best, blocks
 
 
@@ -132,21 +130,19 @@ def roughness(problem: ShootingProblem, best: Array, draws: Array) -> float:
     few = problem.some(LOOKED_AT)
     fit_starts(few, best)
     told = few.sensitivities(best)
-    h = sum(np.einsum("wmdp,wmd,wmdq->pq", t.projected(), t.weight**3, t.projected()) for t in told)
+    h = sum(t.precision(3) for t in told)
     g = sum(np.einsum("wmdp,wmd->p", t.projected(), t.weight * t.residual) for t in told)
-    kept = [part.start for part in few.parts]
-    present = few.costs(best[None], [s[None] for s in kept])[0] - few.prior(best)
+    kept, present = few.starts, few.cost(best) - few.prior(best)
     ratios = []
     for x in draws[:: max(len(draws) // ROUGH, 1)][:ROUGH]:
         try:
             fit_starts(few, x)
-            more = few.costs(x[None], [p.start[None] for p in few.parts])[0] - few.prior(x) - present
+            more = few.cost(x) - few.prior(x) - present
         except NonFiniteError:
             more = np.inf
         step = x - best
         ratios.append((more - 2 * g @ step) / max(float(step @ h @ step), 1e-12))
-        for part, start in zip(few.parts, kept, strict=True):
-            part.start = start
+        few.starts = kept
     return float(np.median(ratios))
 
 
@@ -190,7 +186,7 @@ def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
 
 def principal_axes(problem: ShootingProblem, told: list[Sensitivity]) -> Array:
     """(P, P) directions, a row each, that are known independently, each as long as its standard deviation."""
-    precision = sum(np.einsum("wmdp,wmd,wmdq->pq", t.projected(), t.weight, t.projected()) for t in told)
+    precision = sum(t.precision() for t in told)
     width = np.where(np.isfinite(width_of(problem)), width_of(problem), 100 * problem.steps)
     scaled = (precision + problem.factor.T @ problem.factor) * np.outer(width, width) + np.eye(len(width))
     known, axes = np.linalg.eigh(scaled)
