@@ -187,7 +187,7 @@ def fit_npe(
                 "shorter timestep"
             )
         learned = Learned.on(region.within(x[whole]), made[whole], int(rng.integers(2**31 - 1)))
-        draws = _draw(learned, summaries.observed, region, problem)
+        draws = _draw(learned, summaries.observed, region, problem, rng)
         progress(f"round {k + 1}: spread {', '.join(f'{v:.2g}' for v in draws.std(0) / scale)} of the prior's")
         if (np.abs(region.within(draws)) > EDGE).any(1).mean() > REACHED:
             region = replace(region, axes=2 * region.axes)
@@ -286,12 +286,13 @@ class Learned:
         mean = _features(x / self.scale) @ self.weights
         return np.concatenate([np.clip(x / self.scale, -TAIL, TAIL), mean], 1), mean
 
-    def sample(self, x: Array, many: int) -> Array:
+    def sample(self, x: Array, many: int, seed: int) -> Array:
         """(many, U) draws given summaries (S,)."""
         import torch
 
         condition, mean = self.condition(x[None])
-        with torch.no_grad():
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
             left = self.flow.sample((many,), torch.as_tensor(condition, dtype=torch.float32))[:, 0].numpy()
         return np.asarray(mean + left, float)
 
@@ -324,11 +325,13 @@ def _features(x: Array) -> Array:
     return np.concatenate([np.ones((len(z), 1)), z, z[:, first] * z[:, second]], 1)
 
 
-def _draw(learned: Learned, observed: Array, frame: Region, problem: ShootingProblem) -> Array:
+def _draw(
+    learned: Learned, observed: Array, frame: Region, problem: ShootingProblem, rng: np.random.Generator
+) -> Array:
     """(S, U) draws of a learned posterior within the bounds, and within the region that it was learned in."""
     out: list[Array] = []
     for _ in range(50):
-        z = learned.sample(observed, 4 * OUTLINE)
+        z = learned.sample(observed, 4 * OUTLINE, int(rng.integers(2**31 - 1)))
         x = frame.center + z @ frame.axes
         inside = ((x >= problem.lower) & (x <= problem.upper)).all(1)
         inside &= (np.abs(z) <= 1).all(1)

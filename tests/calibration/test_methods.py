@@ -9,6 +9,7 @@ import pytest
 
 from sim2real.adapters import Chain, DeadZone, Latency
 from sim2real.calibration import Posterior, diagnose, identify
+from sim2real.calibration.neural import Learned
 from sim2real.calibration.unknowns import Unknowns
 from sim2real.episodes import Episode
 from sim2real.errors import LogError, ParameterError
@@ -161,3 +162,13 @@ def test_whole_recordings_cannot_have_excluded_stretches(plant: Plant) -> None:
     recorded = Episode(**{**log(plant, TRUTH, seconds=4.0).__dict__, "excluded": ((1.0, 1.5),)})
     with pytest.raises(LogError, match="log has excluded stretches, so it cannot be replayed as a whole"):
         fit(plant, [recorded], prior(plant, MASS), window=np.inf)
+
+
+def test_a_learned_posterior_repeats_by_seed() -> None:
+    rng = np.random.default_rng(0)
+    theta = rng.uniform(-1, 1, (300, 2))
+    learned = Learned.on(theta, theta + 0.1 * rng.normal(size=theta.shape), seed=3)
+    one, same, other = (learned.sample(np.zeros(2), 200, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert np.abs(one.mean(0)).max() < 0.1
