@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from sim2real.errors import ModelError
 from sim2real.randomization import Fixed, JointEmpirical, Parameter, ParameterSet, TruncatedNormal
 from sim2real.randomization.parameters import Array
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What a posterior is kept in: numbers that people read, and draws.
+TEXT, DRAWS = "posterior.json", "samples.safetensors"
 
 
 class Posterior(JointEmpirical):
@@ -106,7 +110,7 @@ class Posterior(JointEmpirical):
         }
 
     def save(self, directory: str | Path) -> None:
-        """Write `posterior.json` into a directory, which is made."""
+        """Write `posterior.json` and `samples.safetensors` into a directory, which is made."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         document = {
@@ -115,25 +119,23 @@ class Posterior(JointEmpirical):
             "units": {p.name: p.unit for p in self.prior},
             "best": self.best.tolist(),
             "noise": self.noise.tolist(),
-            "samples": self.samples.tolist(),
             "evidence": self.evidence,
         }
-        (directory / "posterior.json").write_text(json.dumps(document, indent=1, ensure_ascii=False))
+        save_file({"samples": np.ascontiguousarray(self.samples)}, directory / DRAWS)
+        (directory / TEXT).write_text(json.dumps(document, indent=1, ensure_ascii=False))
 
     @classmethod
     def load(cls, directory: str | Path) -> Posterior:
         """Read what `save` wrote.
 
         Raises:
-            ModelError: there is no posterior, or one of another format.
+            ModelError: there is no posterior, or one that is damaged or of another format.
         """
-        path = Path(directory) / "posterior.json"
+        path, draws = Path(directory) / TEXT, Path(directory) / DRAWS
+        if not path.is_file():
+            raise ModelError(f"no posterior in {directory}: expected {TEXT}; run `sim2real identify` first")
         try:
             document = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise ModelError(
-                f"no posterior in {directory}: expected {path.name}; run `sim2real identify` first"
-            ) from None
         except ValueError as error:
             raise ModelError(f"{path} is not valid JSON ({error}); identify again") from None
         version = document.get("format_version") if isinstance(document, dict) else None
@@ -143,12 +145,16 @@ class Posterior(JointEmpirical):
             return cls(
                 ParameterSet.parse(document["prior"], document["units"]),
                 np.array(document["best"], float),
-                np.array(document["samples"], float),
+                load_file(draws)["samples"],
                 np.array(document["noise"], float),
                 document["evidence"],
             )
+        except FileNotFoundError:
+            raise ModelError(f"{path} lies there without its {DRAWS}; identify again") from None
         except KeyError as error:
-            raise ModelError(f"{path} is damaged: it has no {error}; identify again") from None
+            raise ModelError(f"{path} or {DRAWS} is damaged: it has no {error}; identify again") from None
+        except SafetensorError as error:
+            raise ModelError(f"{draws} is damaged: {error}; identify again") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise ModelError(f"{path} is damaged: {error}; identify again") from None
 

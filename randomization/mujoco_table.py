@@ -183,6 +183,7 @@ def _tendons(m: Any) -> Iterator[Entry]:
         for name, unit, affects, off in (
             ("stiffness", "N/m", "spring of the tendon", _disabled(m, "spring")),
             ("damping", "N·s/m", "viscous friction of the tendon", _disabled(m, "damper")),
+            ("armature", "kg", "inertia of what moves with the tendon: a rotor behind a gear", ""),
             ("frictionloss", "N", "dry friction of the tendon", dry),
         ):
             yield *entry, name, off or Address((Place(f"tendon_{name}", (i,)),), unit, affects, low=0.0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from sim2real.adapters import Chain
 from sim2real.calibration import Posterior, identify
@@ -221,7 +222,8 @@ def test_one_seed_gives_the_same_bytes(plant: Plant, tmp_path: Path) -> None:
     arguments = LINEAR | {"tries": 6}
     for name in ("a", "b"):
         identify(plant, [episode], BOTH, **arguments, rng=np.random.default_rng(3)).save(tmp_path / name)
-    assert (tmp_path / "a/posterior.json").read_bytes() == (tmp_path / "b/posterior.json").read_bytes()
+    for file in ("posterior.json", "samples.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_no_window_fits(plant: Plant) -> None:
@@ -278,12 +280,12 @@ def test_posterior_survives_the_disk(posterior: Posterior, tmp_path: Path) -> No
     ("damage", "said"),
     [
         (lambda text: text[: len(text) // 2], "not valid JSON"),
-        (lambda text: text.replace('"format_version": 1', '"format_version": 99'), "of format 99"),
+        (lambda text: text.replace('"format_version": 2', '"format_version": 99'), "of format 99"),
         (lambda text: "[1, 2]", "of format None"),
         (lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "best"}), "it has no 'best'"),
         (lambda text: text.replace("U(0.2, 3)", "Q(0.2, 3)"), "no distribution named 'Q'"),
-        (lambda text: json.dumps(json.loads(text) | {"samples": [[1.0], [2.0]]}), "2 parameters"),
-        (lambda text: json.dumps(json.loads(text) | {"samples": [[1.0, 2.0], [2.0]]}), "damaged"),
+        (lambda text: json.dumps(json.loads(text) | {"best": [1.0]}), "as many finite values"),
+        (lambda text: json.dumps(json.loads(text) | {"noise": [[1.0, 2.0], [2.0]]}), "damaged"),
     ],
     ids=["cut", "format", "list", "key", "notation", "width", "ragged"],
 )
@@ -291,6 +293,30 @@ def test_damaged_posterior_is_one_error(posterior: Posterior, tmp_path: Path, da
     posterior.save(tmp_path)
     path = tmp_path / "posterior.json"
     path.write_text(damage(path.read_text()))
+    with pytest.raises(ModelError, match=said) as error:
+        Posterior.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (None, "without its samples.safetensors"),
+        (b"", "samples.safetensors is damaged"),
+        ({"samples": np.ones((5, 1))}, "2 parameters"),
+        ({"samples": np.full((5, 2), np.nan)}, "finite"),
+        ({"draws": np.ones((5, 2))}, "it has no 'samples'"),
+    ],
+    ids=["absent", "empty", "width", "nan", "key"],
+)
+def test_damaged_draws_are_one_error(posterior: Posterior, tmp_path: Path, samples: Any, said: str) -> None:
+    posterior.save(tmp_path)
+    path = tmp_path / "samples.safetensors"
+    path.unlink()
+    if isinstance(samples, bytes):
+        path.write_bytes(samples)
+    elif samples is not None:
+        save_file(samples, path)
     with pytest.raises(ModelError, match=said) as error:
         Posterior.load(tmp_path)
     assert "\n" not in str(error.value)

@@ -73,6 +73,7 @@ def test_run_writes_everything(finished: tuple[Path, str]) -> None:
         "metrics.json",
         "report.html",
         "posterior/posterior.json",
+        "posterior/samples.safetensors",
         "model/finetuned/config.json",
     )
     for name in artifacts:

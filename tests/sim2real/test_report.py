@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim2real.calibration import Posterior
 from sim2real.errors import ModelError
+from sim2real.randomization import ParameterSet
 from sim2real.report import closed_loop, findings, page, write_report
 from sim2real.report.notation import change, digits, few, figure_text, listed, percent, trimmed
 from sim2real.report.parameter_table import parameter_rows, prior_range
@@ -125,17 +127,11 @@ def shift_metrics() -> dict[str, Any]:
 def save_posterior(directory: Path, metrics: dict[str, Any]) -> None:
     names = list(metrics["parameters"])
     samples = np.random.default_rng(0).normal(1.0, 0.1, (50, len(names)))
-    document = {
-        "format_version": 1,
-        "prior": {n: f"{metrics['parameters'][n]['prior']} {metrics['parameters'][n]['unit']}" for n in names},
-        "units": {n: metrics["parameters"][n]["unit"] for n in names},
-        "best": samples.mean(0).tolist(),
-        "noise": [0.001],
-        "samples": samples.tolist(),
-        "evidence": {},
-    }
-    directory.mkdir(parents=True)
-    (directory / "posterior.json").write_text(json.dumps(document))
+    prior = ParameterSet.parse(
+        {n: f"{metrics['parameters'][n]['prior']} {metrics['parameters'][n]['unit']}" for n in names},
+        {n: metrics["parameters"][n]["unit"] for n in names},
+    )
+    Posterior(prior, samples.mean(0), samples, np.array([0.001])).save(directory)
 
 
 def save_run(directory: Path, metrics: dict[str, Any]) -> Path:
