@@ -198,6 +198,16 @@ class ParameterSet:
         return np.array([p.distribution.mean for p in self.parameters])
 
     @property
+    def center(self) -> Array:
+        """(P,) what `precision` pulls towards: of a truncated normal the mode, which is not its mean."""
+        from sim2real.randomization.distributions import TruncatedNormal
+
+        each = zip(self.parameters, self.mean, strict=True)
+        return np.array(
+            [p.distribution.mu if isinstance(p.distribution, TruncatedNormal) else mean for p, mean in each]
+        )
+
+    @property
     def std(self) -> Array:
         """(P,) standard deviations."""
         return np.array([p.distribution.std for p in self.parameters])
