@@ -58,6 +58,10 @@ CODES: Mapping[str, tuple[str, str]] = {
         "in a stretch of a recording something acted that no logged command explains: a push, a hand, a stop",
         "look at it, and leave the stretch out (excluded)",
     ),
+    "missing-term": (
+        "the joints have friction or a spring that is not among the parameters",
+        "add it to `parameters:`",
+    ),
     "unexplained-recording": (
         "a recording fits much worse than the others, with the same parameters",
         "look at it (sim2real logs check): another payload, a push, a wrong sign; leave it out, or fit it by itself",
@@ -126,6 +130,13 @@ def diagnose(posterior: Posterior) -> list[Finding]:
         value, unit = posterior.values[name], posterior[name].unit
         what = f"{name} is {value:.4g} {unit}".rstrip() + f", at the edge of its prior {posterior.prior[name].notation}"
         found.append(Finding("at-bound", (name,), what))
+    for name, told in evidence.get("discrepancy", {}).items():
+        (low, high), unit = told["interval90"], told["unit"]
+        if not low <= told["nominal"] <= high:
+            what = f"the recordings ask for {name} {told['mean']:.3g} {unit} ({low:.3g} to {high:.3g})".replace(
+                "  ", " "
+            )
+            found.append(Finding("missing-term", (name,), f"{what}, not {told['nominal']:.3g}"))
     spread, before = posterior.samples.std(0, ddof=1), posterior.prior.std
     for i, name in enumerate(posterior.names):
         if np.isfinite(before[i]) and before[i] > 0 and spread[i] > SHRUNK * before[i]:

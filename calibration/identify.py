@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from sim2real.calibration.agreement import halves_apart, recordings_apart
 from sim2real.calibration.diagnose import residual_report
+from sim2real.calibration.discrepancy import discrepancies
 from sim2real.calibration.ensemble import EnsembleProblem, fit_ensemble
+from sim2real.calibration.growing import FIRST, foreseeable, longest_possible, next_length
 from sim2real.calibration.neural import fit_npe
 from sim2real.calibration.posterior import Posterior
 from sim2real.calibration.replay import Replay, replays
-from sim2real.calibration.shooting import ShootingProblem, misfit, other_optima, restore, settle, solve, square_root
+from sim2real.calibration.shooting import (
+    ShootingProblem,
+    misfit,
+    other_optima,
+    refine,
+    restore,
+    settle,
+    solve,
+    square_root,
+)
 from sim2real.calibration.spread import Blocks, bootstrap, divergence, polish, principal_axes, roughness
 from sim2real.calibration.unknowns import Marginals, Unknowns
 from sim2real.episodes import Array, Episode
@@ -23,8 +34,6 @@ from sim2real.randomization import ParameterSet
 
 Progress = Callable[[str], None]
 METHODS = ("least_squares", "ensemble", "npe")
-# Longer windows are come to by way of shorter ones: the first length [s], and the factor from one to the next.
-FIRST, GROWTH = 0.5, 4.0
 # A fit has settled when the step that is left is shorter than this, in standard deviations of the posterior.
 CLOSE_ENOUGH = 0.5
 
@@ -37,7 +46,7 @@ def identify(
     channels: Sequence[str],
     method: str = "least_squares",
     own: Sequence[str] = (),
-    window: float = 0.5,
+    window: float | Literal["auto"] = 0.5,
     stride: float | None = None,
     block: float = 1.0,
     tries: int = 24,
@@ -45,6 +54,7 @@ def identify(
     rounds: int = 6,
     samples: int = 400,
     robust: float = 2.0,
+    discrepancy: float = 0.0,
     examine: bool = True,
     rng: np.random.Generator,
     progress: Progress = lambda _: None,
@@ -69,8 +79,9 @@ def identify(
         own: parameters of which every recording has its own value (a payload, the friction of the day); the others are
             shared by all. In the posterior such a parameter is that of a recording taken at random; those of each
             recording are in `evidence["of_recordings"]`.
-        window: length of a window [s]; infinite for whole recordings. Long windows say more where the model is right,
-            and are misled more where it is not; motions that diverge need short ones.
+        window: length of a window [s]; infinite for whole recordings; "auto" for as long as motions can be told from
+            their start. Long windows say more where the model is right, and are misled more where it is not; motions
+            that diverge need short ones.
         stride: between window starts [s]; the length of a window where not given.
         block: length of a bootstrap block [s].
         tries: draws from the prior that are tried before any is refined.
@@ -78,6 +89,9 @@ def identify(
         rounds: further refinements at most, each with the noise of each channel estimated anew.
         samples: posterior samples to return.
         robust: residual, in standard deviations, beyond which the loss grows linearly.
+        discrepancy: the share of its largest effort that every driven joint may have as friction or spring that is not
+            in the prior. Fitted along, and left out of the posterior: what the model lacks is not forced into the
+            parameters that it has. In `evidence["discrepancy"]`.
         examine: whether to look for what the posterior cannot know, for `diagnose`; it takes as long as a round.
         rng: generator of every draw.
         progress: called with a line at each step.
@@ -98,35 +112,47 @@ def identify(
     prior = prior if isinstance(prior, Posterior) else prior.against(plant.nominal())
     if not episodes:
         raise LogError("there is no recording to identify from")
+    asked = prior.names
+    if discrepancy:
+        prior = ParameterSet((*prior, *discrepancies(plant, episodes, prior, channels, discrepancy)))
     unknowns = Unknowns(prior.names, tuple(own), tuple(e.name for e in episodes) if own else ())
     longest = max(e.duration for e in episodes)
 
     def posed(length: float) -> ShootingProblem:
-        apart = length if stride is None or length < window else stride
+        apart = stride if stride is not None and length == limit else length
         cut = replays(plant, episodes, unknowns, channels=channels, window=length, block=block, stride=apart)
         if not cut:
             raise LogError(f"no window of {length:g} s fits the recordings {', '.join(e.name for e in episodes)}")
         _refuse_blind(prior.names, cut)
         return _problem(prior, unknowns, cut, robust, min(1.0, FIRST / min(length, longest)))
 
-    lengths = _growing(window, longest)
-    problem: ShootingProblem = posed(lengths[0])
+    limit = longest_possible(episodes) if window == "auto" else float(window)
+    length = next_length(0.0, limit, longest)
+    problem: ShootingProblem = posed(length)
     draws = None
     candidates = _candidates(prior, tries, rng)[:, unknowns.source]
+    # short windows have to be settled only where no longer ones follow
+    enough = rounds if length == limit else 1
     if method == "ensemble":
-        fit = fit_ensemble(problem, Marginals(prior, unknowns), rounds=rounds, rng=rng, progress=progress)
+        fit = fit_ensemble(problem, Marginals(prior, unknowns), rounds=enough, rng=rng, progress=progress)
     else:
         alternatives = _alternatives(prior)[unknowns.source] if tries and not isinstance(prior, Posterior) else None
-        fit = solve(problem, candidates, alternatives, starts=starts, rounds=rounds, progress=progress)
+        fit = solve(problem, candidates, alternatives, starts=starts, rounds=enough, progress=progress)
     optima = [fit, *other_optima(problem, fit, candidates, starts, progress)] if method == "npe" else [fit]
-    for length in lengths[1:]:
+    while length < limit:
         # derivatives at a point mislead long windows; those over what shorter ones left open do not
         solved, axes = problem, principal_axes(problem, problem.sensitivities(fit.x))
+        longer = next_length(length, limit, longest)
+        if window == "auto" and (reach := foreseeable(posed(longer), fit.x)) < min(longer, longest):
+            longer = limit = max(reach // length, 1) * length  # so that start states can be taken over
+        length = longer
         problem = EnsembleProblem.of(posed(length), axes)
         problem.inherit(solved)
         progress(f"windows of {min(length, longest):.3g} s")
-        last = length == lengths[-1]
-        optima = [settle(problem, f.x, rounds=rounds if last else 1, progress=progress) for f in optima]
+        if length == limit:
+            optima = [settle(problem, f.x, rounds=rounds, progress=progress) for f in optima]
+        else:
+            optima = [refine(problem, f.x, iterations=12, tolerance=1e-3) for f in optima]
         fit = optima[0]
         restore(problem, fit)
     if method == "npe":
@@ -159,16 +185,22 @@ def identify(
             "recordings_differ": recordings_apart(problem, best, blocks, unknowns),
         }
     mean = np.stack([best[unknowns.columns(prior.names, r)] for r in unknowns.recordings or ("",)]).mean(0)
-    return Posterior(_as_values(prior), mean, unknowns.fold(draws, rng), problem.noise, evidence)
+    found = Posterior(_as_values(prior), mean, unknowns.fold(draws, rng), problem.noise, evidence)
+    if not discrepancy:
+        return found
+    return _without(found, asked, plant.nominal())
 
 
-def _growing(window: float, longest: float) -> list[float]:
-    """Return the lengths of windows [s] that a fit goes through: long ones have many local minima."""
-    lengths, length = [], FIRST
-    while length < min(window, longest) / 2:
-        lengths.append(length)
-        length *= GROWTH
-    return [*lengths, window]
+def _without(found: Posterior, asked: Sequence[str], nominal: Mapping[str, float]) -> Posterior:
+    """Move all but what was asked for from a posterior into its evidence."""
+    told, evidence = found.summary(), found.evidence
+    evidence["discrepancy"] = {n: told[n] | {"nominal": nominal[n]} for n in found.names if n not in asked}
+    evidence["at_bound"] = [name for name in evidence["at_bound"] if name in asked]
+    if "halves" in evidence:  # the examination has been made
+        evidence["halves"] = {n: apart for n, apart in evidence["halves"].items() if n in asked}
+        differ = evidence["recordings_differ"]
+        evidence["recordings_differ"] = {r: how for r, how in differ.items() if how["parameter"] in asked}
+    return found.marginal(asked)
 
 
 def _refuse_blind(names: Sequence[str], parts: Sequence[Replay]) -> None:
@@ -195,7 +227,7 @@ def _problem(
         steps=np.maximum(2e-3 * step * spread, 1e-9),
         noise=np.ones(parts[0].windows.positions.shape[-1]),
         robust=robust,
-        center=prior.mean[unknowns.source],
+        center=prior.center[unknowns.source],
         factor=square_root(unknowns.precision(prior.precision())),
     )
 

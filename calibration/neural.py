@@ -19,7 +19,7 @@ from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError, require
 
 # Simulations a round and rounds at most; a round that shrinks no axis below this share of before is the last one.
-SIMULATIONS, ROUNDS, SHRUNK = 600, 6, 0.75
+SIMULATIONS, ROUNDS, SHRUNK = 600, 6, 0.6
 # How many standard errors of a least-squares fit the first region reaches.
 REACH = 5.0
 # A region is too small where more than this share of the draws lies this close to its edge.

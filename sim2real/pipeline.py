@@ -167,7 +167,7 @@ class StagedRun:
 
         setup, path = self.setup, self.path / "posterior" / "replay.npz"
         path.unlink(missing_ok=True)
-        window, rng = min(setup.recipe.identify.window, REPLAYED_SECONDS), setup.rng("evidence")
+        window, rng = min(posterior.evidence["window"], REPLAYED_SECONDS), setup.rng("evidence")
         self.watch.say("replaying the recordings")
         with contextlib.suppress(NonFiniteError):
             found = replay_evidence(

@@ -166,6 +166,11 @@ class RunningPlant:
             states.append(self.simulator.step(effort))
         return np.concatenate(states, 1)
 
+    def efforts(self, commands: Array) -> Array:
+        """Return what the chain makes of `commands` (n, K, A), the plant held still: (n, K, A)."""
+        view = self._view() if self.chain.chain.feedback else None
+        return np.asarray(self.chain.apply(commands, view))
+
     def _view(self) -> PlantView:
         state, columns, dof = self.simulator.state(), self._actuated, self.simulator.degrees_of_freedom
         return PlantView(

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -63,13 +63,14 @@ class IdentifySection(Section):
 
     method: Literal["least_squares", "ensemble", "npe"] = "least_squares"
     own: list[str] = []
-    window: float = Field(default=0.5, gt=0)  # .inf for whole recordings
+    window: Literal["auto"] | Annotated[float, Field(gt=0)] = 0.5  # .inf: whole recordings
     stride: float | None = Field(default=None, gt=0)
     block: float = Field(default=1.0, gt=0)
     tries: int = Field(default=32, ge=0)
     starts: int = Field(default=3, ge=1)
     rounds: int = Field(default=6, ge=1)
     samples: int = Field(default=400, ge=10)
+    discrepancy: float = Field(default=0.0, ge=0, le=1)
 
 
 class ObserverSection(Section):
