@@ -44,12 +44,15 @@ class EnsembleProblem(ShootingProblem):
         return cls(**{name: getattr(problem, name) for name in ShootingProblem.__dataclass_fields__}, axes=axes)
 
     def sensitivities(self, x: Array) -> list[Sensitivity]:
-        told = super().sensitivities(x)
-        for _ in range(1 if self.axes is not None else 2):
-            axes = self.axes if self.axes is not None else principal_axes(self, told)
-            with contextlib.suppress(NonFiniteError):  # too wide an ensemble: the local slope serves once more
-                for one, wide in zip(told, self.secants(x, axes), strict=True):
-                    one.by_parameter = wide
+        """Return what every part says along the axes of what is not yet known, which become those of what is left."""
+        rounds = 1
+        if self.axes is None:
+            self.axes, rounds = principal_axes(self, super().sensitivities(x)), 2
+        for _ in range(rounds):
+            try:
+                told = self.along(x, self.axes)
+            except NonFiniteError:  # too wide an ensemble: the local slope serves once more
+                told = super().sensitivities(x)
             self.axes = principal_axes(self, told)
         return told
 
@@ -126,7 +129,7 @@ def profile_costs(problem: ShootingProblem, candidates: Array, center: Array) ->
     slopes = []
     try:
         for part in problem.parts:
-            _, _, by_state = part.sensitivity(center[part.columns], np.full(len(part.names), 1e-6))
+            _, by_state = part.by_start(center[part.columns])
             slopes.append(by_state)
     except NonFiniteError:
         return np.full(len(candidates), np.inf)

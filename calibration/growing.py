@@ -42,7 +42,7 @@ def foreseeable(problem: ShootingProblem, x: Array) -> float:
     """
     reach = np.inf
     for part in problem.parts:
-        _, _, by_state = part.sensitivity(x[part.columns], problem.steps[part.columns])
+        _, by_state = part.by_start(x[part.columns])
         magnified = np.abs(by_state[..., : by_state.shape[-1] // 2]).max((2, 3)) > MAGNIFIED
         if magnified.any():
             reach = min(reach, float(part.windows.offset[magnified].min()) * part.plant.timestep)

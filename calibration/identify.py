@@ -34,6 +34,8 @@ from sim2real.randomization import ParameterSet
 
 Progress = Callable[[str], None]
 METHODS = ("least_squares", "ensemble", "npe")
+# So many short windows are enough to come to longer ones.
+FEW = 48
 # A fit has settled when the step that is left is shorter than this, in standard deviations of the posterior.
 CLOSE_ENOUGH = 0.5
 
@@ -131,8 +133,9 @@ def identify(
     problem: ShootingProblem = posed(length)
     draws = None
     candidates = _candidates(prior, tries, rng)[:, unknowns.source]
-    # short windows have to be settled only where no longer ones follow
+    # where longer windows follow, some short ones are enough, and have to be settled only then
     enough = rounds if length == limit else 1
+    problem = problem if length == limit else problem.some(FEW)
     if method == "ensemble":
         fit = fit_ensemble(problem, Marginals(prior, unknowns), rounds=enough, rng=rng, progress=progress)
     else:

@@ -150,7 +150,7 @@ def _additions(part: Replay, parameters: Array) -> Array:
     probe = np.maximum(PROBE * np.abs(part.windows.commands).max((0, 1)), 1e-6)
     found = np.zeros((many, actions))
     for _ in range(STEPS):
-        residual, _, by_state = _pushed(part, found).sensitivity(parameters, np.full(len(parameters), 1e-6))
+        residual, by_state = _pushed(part, found).by_start(parameters)
         slopes = [by_state]
         for a in range(actions):
             more = found + probe * (np.arange(actions) == a)

@@ -106,20 +106,25 @@ class Replay:
 
         Args:
             parameters: (P,) in the order of `names`.
-            steps: (P,) signed steps.
+            steps: (P,) signed steps; none, and there are no derivatives by parameters.
 
         Returns:
             (W, M, D), (W, M, D, P) and (W, M, D, X).
         """
-        many, size = len(parameters), self.start.shape[1]
+        many, size = len(steps), self.start.shape[1]
         candidates = np.repeat(parameters[None], 1 + many + size, 0)
-        candidates[1 : many + 1] += np.diag(steps)
+        candidates[1 : many + 1] += np.diag(steps) if many else 0.0
         starts = np.repeat(self.start[None], len(candidates), 0)
         starts[many + 1 :] += STATE_STEP * np.eye(size)[:, None, :]
         positions = self.run(candidates, starts)
         slopes = np.where(self.windows.valid[..., None], positions[1:] - positions[0], 0.0)
         slopes = np.moveaxis(slopes / np.concatenate([steps, np.full(size, STATE_STEP)])[:, None, None, None], 0, -1)
         return self.residuals(positions[0]), slopes[..., :many], slopes[..., many:]
+
+    def by_start(self, parameters: Array) -> tuple[Array, Array]:
+        """Return residuals (W, M, D) and their derivatives by the start states (W, M, D, X), for parameters (P,)."""
+        residual, _, slopes = self.sensitivity(parameters, np.zeros(0))
+        return residual, slopes
 
     def secants(self, ahead: Array, behind: Array) -> Array:
         """Return how positions change with the parameters (W, M, D, P), by regression over pairs of points.

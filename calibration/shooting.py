@@ -19,6 +19,8 @@ OUTLYING = 10.0
 SHORT = 0.35
 # A round that takes away less than this share of the error is the last one.
 SETTLED = 1e-3
+# So is one that leaves the noise that it started with, to this share of it.
+STEADY = 0.03
 # So many windows tell good starting points from bad ones; all of them only the good one is refined on.
 ENOUGH = 24
 # Two optima differ where a parameter does by this share of its scatter; this much more error is as good.
@@ -156,6 +158,21 @@ class ShootingProblem:
             out.append(Sensitivity(residual, self.weights(residual), full / noise, by_state / noise))
         return out
 
+    def still(self, x: Array) -> list[Sensitivity]:
+        """Return what every part says at `x` of the start states alone."""
+        out = []
+        for part in self.parts:
+            residual, by_state = part.by_start(x[part.columns])
+            residual = residual / self.noise
+            none = np.zeros((*residual.shape, len(x)))
+            out.append(Sensitivity(residual, self.weights(residual), none, by_state / self.noise[:, None]))
+        return out
+
+    def along(self, x: Array, directions: Array) -> list[Sensitivity]:
+        """Return what every part says at `x` and the present start states, its slopes being `secants`."""
+        found = self.still(x)
+        return [replace(t, by_parameter=s) for t, s in zip(found, self.secants(x, directions), strict=True)]
+
     def secants(self, x: Array, directions: Array) -> list[Array]:
         """Return how residuals change with the parameters, (W, M, D, P) a part, in standard deviations.
 
@@ -215,7 +232,7 @@ class Fit:
         x: (P,) parameters.
         noise: (D,) of the channels.
         starts: states at the window starts, per part.
-        settled: whether the last step was too small to matter.
+        settled: whether the last step was too small to matter, and the noise that was assumed is the one that is left.
     """
 
     cost: float
@@ -246,9 +263,10 @@ def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float
             break
     found = [p.residuals_at(x[p.columns]) for p in problem.parts]
     errors = np.abs(np.concatenate([r[p.windows.valid] for r, p in zip(found, problem.parts, strict=True)]))
-    cut = OUTLYING * np.maximum(_robust_std(found, problem.parts), 1e-9)
-    cost = float(np.minimum(errors, cut).mean())
-    return Fit(cost, x, problem.noise, problem.starts, settled)
+    left = np.maximum(_robust_std(found, problem.parts), 1e-9)
+    cost = float(np.minimum(errors, OUTLYING * left).mean())
+    steady = bool((np.abs(left / problem.noise - 1) < STEADY).all())
+    return Fit(cost, x, problem.noise, problem.starts, settled and steady)
 
 
 def fit_starts(problem: ShootingProblem, x: Array) -> None:
@@ -262,7 +280,7 @@ def _step(problem: ShootingProblem, x: Array, damping: float, moves: bool = True
 
     The start states of the parts move along, or alone where the parameters do not move.
     """
-    told = problem.sensitivities(x)
+    told = problem.sensitivities(x) if moves else problem.still(x)
     normal = [t.blocks() for t in told]
     hpp = sum(b[0].sum(0) for b in normal) + problem.factor.T @ problem.factor
     gp = sum(b[3].sum(0) for b in normal) + problem.factor.T @ (problem.factor @ (x - problem.center))
@@ -417,7 +435,7 @@ def settle(
             fit = _unstick(problem, fit, alternatives, progress)
         restore(problem, fit)
         x = fit.x
-        if fit.cost > (1 - SETTLED) * cost:
+        if fit.settled or fit.cost > (1 - SETTLED) * cost:
             return replace(fit, settled=True)
         cost = fit.cost
     return fit

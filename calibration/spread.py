@@ -150,7 +150,7 @@ def divergence(problem: ShootingProblem, best: Array) -> float:
     """Return how many times a small change of the start positions is magnified before a window ends, at most."""
     worst = 0.0
     for part in problem.parts:
-        _, _, by_state = part.sensitivity(best[part.columns], problem.steps[part.columns])
+        _, by_state = part.by_start(best[part.columns])
         worst = max(worst, float(np.abs(by_state[..., : by_state.shape[-1] // 2]).max()))
     return worst
 
@@ -172,8 +172,7 @@ def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
     found = problem.sensitivities(best)
     try:
         for _ in range(2):
-            for one, wide in zip(found, problem.secants(best, principal_axes(problem, found)), strict=True):
-                one.by_parameter = wide
+            found = problem.along(best, principal_axes(problem, found))
         coarse = replace(problem, steps=COARSE * problem.steps).sensitivities(best)
     except NonFiniteError:  # so far away it diverges
         return problem.sensitivities(best)
