@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sim2real.episodes import Array
-from sim2real.evaluation import HORIZONS, Questions, gaussian_crps
+from sim2real.evaluation import HORIZONS, Questions
 from sim2real.prediction import Prediction, Recalibration
 from sim2real.world_model.dataset import Stretches
 from sim2real.world_model.ensemble import EnsembleDynamics
+from sim2real.world_model.scores import gaussian_crps
 from sim2real.world_model.training import batches, change_scale, optimise, rollout_loss, step_loss
 
 # A horizon may get worse by this share of its CRPS before the gate refuses.

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError
@@ -19,9 +18,9 @@ from sim2real.plant import Plant, Values
 from sim2real.prediction import Prediction
 from sim2real.windows import at_offsets, cut_windows, joint_positions
 from sim2real.world_model.ensemble import EnsembleDynamics
+from sim2real.world_model.scores import block_interval, calibration, inside
 
 HORIZONS = (0.1, 0.2, 0.5, 1.0)
-LEVELS = (0.5, 0.9, 0.95)
 Scores = dict[str, Any]
 
 
@@ -208,36 +207,23 @@ def at_times(prediction: Prediction, start: torch.Tensor, offsets: torch.Tensor,
     return Prediction(mean, linear(prediction.aleatoric), linear(prediction.epistemic), _horizon())
 
 
-def gaussian_crps(error: Array, variance: Array) -> Array:
-    """Return the continuous ranked probability score of a normal prediction (Gneiting & Raftery 2007, eq. 21)."""
-    sigma = np.sqrt(variance)
-    z = error / sigma
-    return np.asarray(sigma * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi)), float)
-
-
-def score(
-    prediction: Prediction, questions: Questions, names: Sequence[str], rng: np.random.Generator, draws: int = 1000
-) -> Scores:
+def score(prediction: Prediction, questions: Questions, names: Sequence[str], rng: np.random.Generator) -> Scores:
     """Score a prediction: per horizon and joint, averaged over windows.
 
-    RMSE and median error in rad (or m), NRMSE relative to the spread of the change, NLL in nats, CRPS in rad, coverage
-    of the central 50, 90 and 95 % intervals with the mean width of the 90 % one. `coverage90_interval` is the 90 %
-    interval of the coverage over resampled one-second blocks.
+    RMSE and median error in rad (or m), NRMSE relative to the spread of the change, and what `scores.calibration` says
+    of the uncertainty. Over all horizons: mean NRMSE, mean CRPS, and the coverage of the 90 % intervals with its own
+    90 % interval over one-second blocks.
 
     Args:
         prediction: (W, H, D).
         questions: with the truth.
         names: of the joints.
         rng: of the block bootstrap.
-        draws: of the block bootstrap.
     """
     truth, now = questions.truth, questions.now
-    mean = prediction.mean.double().numpy()
+    error = prediction.mean.double().numpy() - truth
     variance = np.maximum(prediction.variance.double().numpy(), 1e-10)
-    error = mean - truth
     nrmse = np.sqrt((error**2).mean(0)) / np.maximum((truth - now[:, None]).std(0), 1e-9)
-    nll = 0.5 * (np.log(2 * np.pi * variance) + error**2 / variance)
-    crps = gaussian_crps(error, variance)
     blocks = questions.blocks()
 
     def by_joint(values: Array) -> dict[str, float]:
@@ -245,32 +231,17 @@ def score(
 
     out: Scores = {"windows": len(truth), "mean_nrmse": float(nrmse.mean())}
     for h, horizon in enumerate(HORIZONS):
-        z = np.abs(error[:, h]) / np.sqrt(variance[:, h])
-        inside = {level: z <= stats.norm.ppf(0.5 + level / 2) for level in LEVELS}
         out[f"{horizon:g}"] = {
             "rmse": by_joint(np.sqrt((error[:, h] ** 2).mean(0))),
             "nrmse": by_joint(nrmse[h]),
             "median_error": by_joint(np.median(np.abs(error[:, h]), 0)),
-            "nll": float(nll[:, h].mean()),
-            "crps": float(crps[:, h].mean()),
-            "coverage": {f"{level:g}": float(x.mean()) for level, x in inside.items()},
-            "coverage90_interval": _block_interval(inside[0.9].mean(1), blocks, rng, draws),
-            "width90": float(2 * stats.norm.ppf(0.95) * np.sqrt(variance[:, h]).mean()),
+            **calibration(error[:, h], variance[:, h], names, blocks, rng),
         }
-    pooled = (np.abs(error) / np.sqrt(variance) <= stats.norm.ppf(0.95)).mean((1, 2))
+    pooled = inside(error, variance, 0.9).mean((1, 2))
     out["coverage90"] = float(pooled.mean())
-    out["coverage90_interval"] = _block_interval(pooled, blocks, rng, draws)
-    out["crps"] = float(crps.mean())
+    out["coverage90_interval"] = list(block_interval(pooled, blocks, rng))
+    out["crps"] = float(np.mean([out[f"{h:g}"]["crps"] for h in HORIZONS]))
     return out
-
-
-def _block_interval(values: Array, blocks: NDArray[np.int_], rng: np.random.Generator, draws: int) -> list[float]:
-    """90 % interval of the mean of `values` (W,) when blocks are drawn with replacement."""
-    many = int(blocks.max()) + 1
-    total, count = np.bincount(blocks, values, many), np.bincount(blocks, minlength=many)
-    picked = rng.integers(many, size=(draws, many))
-    means = total[picked].sum(1) / count[picked].sum(1)
-    return [float(x) for x in np.quantile(means, [0.05, 0.95])]
 
 
 def start_covariance(

@@ -146,7 +146,7 @@ def sharpness(predictors: Mapping[str, Any]) -> go.Figure:
     """Draw the width of the 90 % intervals against the horizon."""
 
     def width(scores: Any, horizon: str) -> float:
-        return float(scores[horizon]["width90"])
+        return float(scores[horizon]["width"]["0.9"])
 
     return _against_horizon(predictors, width, "width of 90 % interval [rad]", "rad wide")
 

@@ -42,7 +42,7 @@ def scores(
             "crps": error / 2,
             "coverage": {"0.5": 0.5, "0.9": coverage, "0.95": 0.95},
             "coverage90_interval": [coverage - 0.1, coverage + 0.1],
-            "width90": 3 * error,
+            "width": {"0.5": 1.2 * error, "0.9": 3 * error, "0.95": 3.6 * error},
         }
         for h in ("0.1", "0.2", "0.5", "1")
     }
