@@ -83,7 +83,7 @@ def test_ence_tells_a_constant_spread_from_a_true_one() -> None:
     rng = np.random.default_rng(3)
     sigma = rng.uniform(0.2, 2, 20000)
     error = sigma * rng.normal(size=20000)
-    constant = np.full_like(sigma, error.std())
+    constant = np.full_like(sigma, error.var())
     assert float(ence(error, constant)) < 0.1  # one bin is like another
     shuffled = rng.permutation(sigma)
     assert float(ence(error, shuffled**2)) > 0.3
