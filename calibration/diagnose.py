@@ -77,6 +77,8 @@ COLOURED = 0.1
 ROUGH = 4.0
 # How many times a change of a window's start may grow within it.
 DIVERGING = 100.0
+# A joint has what its model lacks where it takes so many half widths of the 90 % interval.
+SURELY = 2.0
 # Halves of the logs that are so many standard errors apart are outside of each other's 90 % interval.
 APART_90 = 1.645
 # The share of a channel's motion in a window that a model may leave unexplained.
@@ -132,7 +134,7 @@ def diagnose(posterior: Posterior) -> list[Finding]:
         found.append(Finding("at-bound", (name,), what))
     for name, told in evidence.get("discrepancy", {}).items():
         (low, high), unit = told["interval90"], told["unit"]
-        if not low <= told["nominal"] <= high:
+        if abs(told["mean"] - told["nominal"]) > SURELY * (high - low) / 2:
             what = f"the recordings ask for {name} {told['mean']:.3g} {unit} ({low:.3g} to {high:.3g})".replace(
                 "  ", " "
             )
