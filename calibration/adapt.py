@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +110,7 @@ def adapt(
     episodes: Sequence[Episode],
     *,
     channels: Sequence[str],
-    window: float | Literal["auto"] = 0.5,
+    window: float | str = 0.5,
     stride: float = 0.25,
     rng: np.random.Generator,
     progress: Callable[[str], None] = lambda _: None,

@@ -210,7 +210,7 @@ def _one(
             if attempt == 19:
                 raise
     clock = time.perf_counter()
-    posterior = identify(plant, recorded, prior, rng)
+    posterior = identify(plant, recorded, prior, rng).marginal(prior.names)
     seconds = time.perf_counter() - clock
     target = np.array([truth[name] for name in prior.names])
     ranks = (posterior.samples < target).mean(0) + 0.5 * (posterior.samples == target).mean(0)

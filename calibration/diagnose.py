@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from sim2real.calibration.posterior import Posterior
 
@@ -33,17 +34,18 @@ CODES: Mapping[str, tuple[str, str]] = {
         "fix it at a value from a data sheet, or record motions that it matters to",
     ),
     "only-together": (
-        "two parameters are known as a combination, not one by one",
-        "fix one of the two, or record motions that tell them apart",
+        "parameters are known as a combination, not one by one",
+        "fix one of them, or record motions that tell them apart",
     ),
     "correlated-residuals": (
         "what is left over is correlated in time: motion that the model does not describe",
-        "add what is missing to the model; the intervals allow for it, but they are about the best wrong model",
+        "add what is missing to the model (identify.discrepancy looks for friction and springs); the intervals allow "
+        "for it, but they are about the best wrong model",
     ),
     "halves-disagree": (
         "two halves of the logs put a parameter further apart than its interval allows",
-        "something changes over time (warmth, wear, payload) or the model lacks something: widen the randomization, "
-        "or give the parameter to each recording by itself (identify.own)",
+        "something changes over time (warmth, wear, payload): give the parameter to each recording by itself "
+        "(identify.own); or the model lacks something: look for it (identify.discrepancy), or widen the randomization",
     ),
     "recording-differs": (
         "a recording is explained better with one parameter of its own",
@@ -60,7 +62,8 @@ CODES: Mapping[str, tuple[str, str]] = {
     ),
     "missing-term": (
         "the joints have friction or a spring that is not among the parameters",
-        "add it to `parameters:`",
+        "add it to the parameters, with a prior that holds this value, and leave the discrepancy out; the other values "
+        "hold only together with it",
     ),
     "unexplained-recording": (
         "a recording fits much worse than the others, with the same parameters",
@@ -71,8 +74,8 @@ CODES: Mapping[str, tuple[str, str]] = {
 SHRUNK = 0.5
 # Correlation of two parameters beyond which they are known together only.
 TOGETHER = 0.95
-# Time over which residuals may be correlated before it is worth a word, as a share of a window.
-COLOURED = 0.1
+# Time over which residuals may be correlated before it is worth a word, as a share of a window, or of a usual one [s].
+COLOURED, USUAL = 0.1, 0.5
 # How many times as fast, or as slowly, as assumed the error may grow within the intervals.
 ROUGH = 4.0
 # How many times a change of a window's start may grow within it.
@@ -129,26 +132,28 @@ def diagnose(posterior: Posterior) -> list[Finding]:
         )
         found.append(Finding("diverging-motion", (), what))
     for name in evidence.get("at_bound", ()):
-        value, unit = posterior.values[name], posterior[name].unit
+        if name in evidence.get("discrepancy", {}):  # of what is not there nothing is missing
+            continue
+        value, unit = posterior.values[name], _unit(posterior, name)
         what = f"{name} is {value:.4g} {unit}".rstrip() + f", at the edge of its prior {posterior.prior[name].notation}"
         found.append(Finding("at-bound", (name,), what))
-    for name, told in evidence.get("discrepancy", {}).items():
-        (low, high), unit = told["interval90"], told["unit"]
-        if abs(told["mean"] - told["nominal"]) > SURELY * (high - low) / 2:
-            what = f"the recordings ask for {name} {told['mean']:.3g} {unit} ({low:.3g} to {high:.3g})".replace(
-                "  ", " "
-            )
-            found.append(Finding("missing-term", (name,), f"{what}, not {told['nominal']:.3g}"))
+    terms = evidence.get("discrepancy", {})
+    for name, nominal in terms.items():
+        (low, high), value, unit = posterior.interval(name), posterior.values[name], _unit(posterior, name)
+        if abs(value - nominal) > SURELY * (high - low) / 2:
+            what = f"the recordings ask for {name} {value:.3g} {unit} ({low:.3g} to {high:.3g})"
+            what += f", the model has {nominal:.3g}"
+            found.append(Finding("missing-term", (name,), what))
     spread, before = posterior.samples.std(0, ddof=1), posterior.prior.std
     for i, name in enumerate(posterior.names):
-        if np.isfinite(before[i]) and before[i] > 0 and spread[i] > SHRUNK * before[i]:
+        if name not in terms and np.isfinite(before[i]) and before[i] > 0 and spread[i] > SHRUNK * before[i]:
             low, high = posterior.interval(name)
             what = f"{name} is known to {spread[i] / before[i]:.0%} of its prior: {low:.3g} to {high:.3g}"
-            found.append(Finding("not-informed", (name,), f"{what} {posterior[name].unit}".rstrip()))
+            found.append(Finding("not-informed", (name,), f"{what} {_unit(posterior, name)}".rstrip()))
     found += _together(posterior)
     window, correlated = evidence.get("window"), evidence.get("residual_correlation", {})
     for channel, seconds in correlated.items():
-        if window and seconds > COLOURED * window:
+        if window and seconds > COLOURED * min(window, USUAL):
             what = f"what is left of {channel} is correlated over {1e3 * seconds:.0f} ms"
             found.append(Finding("correlated-residuals", (channel,), what))
     for channel, share in evidence.get("unexplained", {}).items():
@@ -173,13 +178,14 @@ def diagnose(posterior: Posterior) -> list[Finding]:
 def _disagreements(posterior: Posterior) -> list[Finding]:
     """Say where halves of the logs, or single recordings, ask for other parameters."""
     found = []
-    halves = {n: z for n, z in posterior.evidence.get("halves", {}).items() if z > APART_90}
+    terms = posterior.evidence.get("discrepancy", {})
+    halves = {n: z for n, z in posterior.evidence.get("halves", {}).items() if z > APART_90 and n not in terms}
     if halves:
         apart = ", ".join(f"{n} ({z:.1f} standard errors)" for n, z in sorted(halves.items(), key=lambda i: -i[1]))
-        what = f"two halves of the logs disagree about {apart}; of all {len(posterior)} one in ten may by chance"
+        what = f"two halves of the logs disagree about {apart}; by chance one parameter in ten does"
         found.append(Finding("halves-disagree", tuple(halves), what))
     for recording, d in posterior.evidence.get("recordings_differ", {}).items():
-        name, unit = d["parameter"], posterior[d["parameter"]].unit
+        name, unit = d["parameter"], _unit(posterior, d["parameter"])
         what = (
             f"{recording} is replayed with an error of {d['error_own']:.2g} in place of {d['error']:.2g} if {name} is "
             f"{d['own']:.3g} {unit}".rstrip()
@@ -190,18 +196,23 @@ def _disagreements(posterior: Posterior) -> list[Finding]:
 
 
 def _together(posterior: Posterior) -> list[Finding]:
-    """Pairs of parameters of which only a ratio, a product, a sum or a difference is known."""
+    """Say of which parameters, two or more, only a ratio, a product, a sum or a difference is known."""
     varies = np.flatnonzero(np.ptp(posterior.samples, axis=0) > 0)
-    found = []
     correlation = np.atleast_2d(np.corrcoef(posterior.samples[:, varies], rowvar=False))
-    for a in range(len(varies)):
-        for b in range(a + 1, len(varies)):
-            rho = float(correlation[a, b])
-            if abs(rho) < TOGETHER:
-                continue
-            pair = posterior.names[varies[a]], posterior.names[varies[b]]
-            what = f"{pair[0]} and {pair[1]} are known only together (correlation {rho:+.3f})"
-            found.append(Finding("only-together", pair, f"{what}: {_combination(posterior, pair, rho)}"))
+    many, label = connected_components(np.abs(correlation) >= TOGETHER)
+    found = []
+    for group in (np.flatnonzero(label == k) for k in range(many)):
+        names = tuple(posterior.names[varies[i]] for i in group)
+        if len(group) == 2:
+            rho = float(correlation[group[0], group[1]])
+            what = f"{names[0]} and {names[1]} are known only together (correlation {rho:+.3f})"
+            found.append(Finding("only-together", names, f"{what}: {_combination(posterior, names, rho)}"))
+        elif len(group) > 2:
+            share = np.linalg.eigvalsh(correlation[np.ix_(group, group)])[-1] / len(group)
+            (low, high), unit = posterior.interval(names[0]), _unit(posterior, names[0])
+            what = f"{', '.join(names[:-1])} and {names[-1]} are known only together: {share:.1%} of their scatter is "
+            what += f"along one line, on which the first goes from {low:.3g} to {high:.3g} {unit}"
+            found.append(Finding("only-together", names, what.rstrip()))
     return found
 
 
@@ -219,6 +230,12 @@ def _combination(posterior: Posterior, pair: Sequence[str], rho: float) -> str:
             kind = "ratio" if rho > 0 else "product"
             text = f"their {kind} to {_percent(ratio.std())}, each alone to {_percent(np.log(x).std())}"
     return text
+
+
+def _unit(posterior: Posterior, name: str) -> str:
+    """Return the unit of a parameter; that of a bare number is nothing to speak of."""
+    unit = posterior[name].unit
+    return "" if unit == "1" else unit
 
 
 def _percent(share: float) -> str:

@@ -56,13 +56,15 @@ def discrepancies(
             name = f"dynamics.{joint}.{term}"
             if name in prior.names or name not in known:
                 continue
-            width = share * effort[a] / max(float(size[j]), 1e-9)
-            distribution = TruncatedNormal(known[name], float(width), 0.0, known[name] + FAR * float(width))
+            width = float(f"{share * effort[a] / max(float(size[j]), 1e-9):.3g}")
+            distribution = TruncatedNormal(known[name], width, 0.0, float(f"{known[name] + FAR * width:.3g}"))
             out.append(Parameter(name=name, unit=plant.units()[name], distribution=distribution))
     if not out:
+        joints = ", ".join(plant.model.joint_names)
         raise ParameterError(
-            f"discrepancy: {plant.model.name} has no frictionloss, damping or stiffness of its driven joints "
-            f"({', '.join(plant.model.joint_names)}) that is not in the prior; leave it out"
+            f"discrepancy: nothing to add: of the driven joints of {plant.model.name} ({joints}), frictionloss, "
+            "damping and stiffness are either in the prior already, or not in the model, as in one that is a function; "
+            "leave it out"
         )
     return out
 

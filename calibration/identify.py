@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from sim2real.calibration.unknowns import Marginals, Unknowns
 from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError, ParameterError, did_you_mean
 from sim2real.plant import Plant
-from sim2real.randomization import ParameterSet
+from sim2real.randomization import Parameter, ParameterSet
 
 Progress = Callable[[str], None]
 METHODS = ("least_squares", "ensemble", "npe")
@@ -48,7 +48,7 @@ def identify(
     channels: Sequence[str],
     method: str = "least_squares",
     own: Sequence[str] = (),
-    window: float | Literal["auto"] = 0.5,
+    window: float | str = 0.5,
     stride: float | None = None,
     block: float = 1.0,
     tries: int = 24,
@@ -91,9 +91,10 @@ def identify(
         rounds: further refinements at most, each with the noise of each channel estimated anew.
         samples: posterior samples to return.
         robust: residual, in standard deviations, beyond which the loss grows linearly.
-        discrepancy: the share of its largest effort that every driven joint may have as friction or spring that is not
-            in the prior. Fitted along, and left out of the posterior: what the model lacks is not forced into the
-            parameters that it has. In `evidence["discrepancy"]`.
+        discrepancy: the share of the largest effort in the recordings that every driven joint may have as friction or
+            spring that is not in the prior, so that what the model lacks is not forced into the parameters that it has.
+            These parameters come with the posterior, for the others hold only together with them;
+            `evidence["discrepancy"]` has their names and nominal values.
         examine: whether to look for what the posterior cannot know, for `diagnose`; it takes as long as a round.
         rng: generator of every draw.
         progress: called with a line at each step.
@@ -109,14 +110,17 @@ def identify(
     """
     if method == "npe" and isinstance(prior, Posterior):
         raise ParameterError("the method npe needs independent parameters; from a posterior, take least_squares")
+    if isinstance(window, str) and window != "auto":
+        raise ParameterError(f'expected window="auto" or a length in seconds, found {window!r}')
     if method not in METHODS:
         raise ParameterError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
     prior = prior if isinstance(prior, Posterior) else prior.against(plant.nominal())
     if not episodes:
         raise LogError("there is no recording to identify from")
-    asked = prior.names
+    terms: list[Parameter] = []
     if discrepancy:
-        prior = ParameterSet((*prior, *discrepancies(plant, episodes, prior, channels, discrepancy)))
+        terms = discrepancies(plant, episodes, prior, channels, discrepancy)
+        prior = ParameterSet((*prior, *terms))
     unknowns = Unknowns(prior.names, tuple(own), tuple(e.name for e in episodes) if own else ())
     longest = max(e.duration for e in episodes)
 
@@ -179,6 +183,7 @@ def identify(
         **_residual_report(problem, best, channels),
         "of_recordings": unknowns.of_recordings(best, draws),
         "at_bound": _at_bound(problem, best, unknowns),
+        "discrepancy": {p.name: plant.nominal()[p.name] for p in terms},
     }
     if examine:
         evidence |= {
@@ -188,22 +193,7 @@ def identify(
             "recordings_differ": recordings_apart(problem, best, blocks, unknowns),
         }
     mean = np.stack([best[unknowns.columns(prior.names, r)] for r in unknowns.recordings or ("",)]).mean(0)
-    found = Posterior(_as_values(prior), mean, unknowns.fold(draws, rng), problem.noise, evidence)
-    if not discrepancy:
-        return found
-    return _without(found, asked, plant.nominal())
-
-
-def _without(found: Posterior, asked: Sequence[str], nominal: Mapping[str, float]) -> Posterior:
-    """Move all but what was asked for from a posterior into its evidence."""
-    told, evidence = found.summary(), found.evidence
-    evidence["discrepancy"] = {n: told[n] | {"nominal": nominal[n]} for n in found.names if n not in asked}
-    evidence["at_bound"] = [name for name in evidence["at_bound"] if name in asked]
-    if "halves" in evidence:  # the examination has been made
-        evidence["halves"] = {n: apart for n, apart in evidence["halves"].items() if n in asked}
-        differ = evidence["recordings_differ"]
-        evidence["recordings_differ"] = {r: how for r, how in differ.items() if how["parameter"] in asked}
-    return found.marginal(asked)
+    return Posterior(_as_values(prior), mean, unknowns.fold(draws, rng), problem.noise, evidence)
 
 
 def _refuse_blind(names: Sequence[str], parts: Sequence[Replay]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from sim2real.errors import ModelError
+from sim2real.errors import ModelError, ParameterError
 from sim2real.randomization import Fixed, JointEmpirical, Parameter, ParameterSet, TruncatedNormal
 from sim2real.randomization.parameters import Array
 
@@ -70,15 +70,25 @@ class Posterior(JointEmpirical):
         """(P, P) inverse covariance: this posterior as the normal prior of the next identification."""
         return shrunk_precision(self.covariance)
 
+    def _column(self, name: str) -> int:
+        return self.names.index(self[name].name)
+
     def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
-        """Return the central interval of one parameter at the given probability."""
-        column = self.samples[:, self.names.index(name)]
+        """Return the central interval of one parameter at the given probability.
+
+        Raises:
+            ParameterError: no such parameter, or a level that is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ParameterError(f"an interval has a probability between 0 and 1, found {level}: 0.9 for 90 %")
+        column = self.samples[:, self._column(name)]
         low, high = np.quantile(column, [0.5 - level / 2, 0.5 + level / 2])
         return float(low), float(high)
 
     def marginal(self, names: Sequence[str]) -> Posterior:
         """Return what is known of some of the parameters, the others left out."""
-        columns = [self.names.index(name) for name in names]
+        names = [names] if isinstance(names, str) else list(names)
+        columns = [self._column(name) for name in names]
         prior = ParameterSet(tuple(self.prior[name] for name in names))
         return Posterior(prior, self.best[columns], self.samples[:, columns], self.noise, self.evidence)
 
@@ -92,7 +102,7 @@ class Posterior(JointEmpirical):
         """
         prior, best, samples = list(self.prior), self.best.copy(), self.samples.copy()
         for name, value in values.items():
-            i = self.names.index(self[name].name)
+            i = self._column(name)
             prior[i] = replace(prior[i], distribution=Fixed(float(value)), operation="set")
             best[i], samples[:, i] = value, value
         return Posterior(ParameterSet(tuple(prior)), best, samples, self.noise, self.evidence)

@@ -186,6 +186,11 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
 
     if verb == "identify":
         console.print(_parameter_table(result("identify")["parameters"]))
+        told = result("identify")["evidence"]
+        console.print(
+            f"mean error {told['mean_absolute_error']:.2g} rad or m, in windows of {told['window']:.3g} s "
+            f"({told['windows']} of them)"
+        )
         for finding in result("identify").get("findings", ()):
             console.print(f"• \\[{finding['code']}] {_plain(finding['what'])}")
             console.print(f"  {_plain(finding['remedy'])}")

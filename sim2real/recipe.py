@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sim2real.errors import RecipeError, did_you_mean
 
@@ -63,14 +63,21 @@ class IdentifySection(Section):
 
     method: Literal["least_squares", "ensemble", "npe"] = "least_squares"
     own: list[str] = []
-    window: Literal["auto"] | Annotated[float, Field(gt=0)] = 0.5  # .inf: whole recordings
+    window: float | str = 0.5  # "auto", or seconds; .inf: whole recordings
     stride: float | None = Field(default=None, gt=0)
     block: float = Field(default=1.0, gt=0)
     tries: int = Field(default=32, ge=0)
     starts: int = Field(default=3, ge=1)
     rounds: int = Field(default=6, ge=1)
     samples: int = Field(default=400, ge=10)
-    discrepancy: float = Field(default=0.0, ge=0, le=1)
+    discrepancy: float = Field(default=0.0, ge=0, le=1, strict=True)
+
+    @field_validator("window")
+    @classmethod
+    def _a_length(cls, value: float | str) -> float | str:
+        if value != "auto" and (isinstance(value, str | bool) or not value > 0):
+            raise ValueError("expected auto, .inf or a positive number of seconds")
+        return value
 
 
 class ObserverSection(Section):

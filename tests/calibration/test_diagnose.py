@@ -47,7 +47,19 @@ def test_two_parameters_of_which_a_ratio_is_known(sign: int, word: str) -> None:
     (found,) = diagnose(posterior(np.stack([mass, gain], 1)))
     assert (found.code, found.subject) == ("only-together", (MASS, GAIN))
     assert f"their {word} to 0.4%, each alone to 10." in found.what
-    assert "fix one of the two" in str(found)
+    assert "fix one of them" in str(found)
+
+
+def test_parameters_that_all_hang_together_are_one_finding() -> None:
+    rng = np.random.default_rng(0)
+    common = 1 + 0.1 * rng.normal(size=400)
+    samples = np.stack([common + 0.005 * rng.normal(size=400) for _ in range(3)], 1)
+    found = diagnose(posterior(samples, {MASS: "=U(0, 2)", GAIN: "=U(0, 2)", DELAY: "=U(0, 2)"}))
+    assert codes(found) == [("only-together", (MASS, GAIN, DELAY))]
+    assert f"{MASS}, {GAIN} and {DELAY} are known only together: 99." in found[0].what
+    assert found[0].what.endswith("kg")
+    low, high = np.quantile(samples[:, 0], [0.05, 0.95])
+    assert f"from {low:.3g} to {high:.3g} kg" in found[0].what
 
 
 def test_each_kind_of_evidence_has_its_finding() -> None:

@@ -12,6 +12,7 @@ from sim2real.adapters import Chain
 from sim2real.calibration import Posterior, identify
 from sim2real.calibration.growing import MAGNIFIED, longest_possible, next_length
 from sim2real.episodes import Channels, Episode
+from sim2real.errors import ParameterError
 from sim2real.plant import Plant
 from sim2real.randomization import FunctionModel, FunctionParameter, ParameterSet
 
@@ -100,6 +101,11 @@ def test_windows_end_where_a_motion_diverges() -> None:
     reach = np.arccosh(MAGNIFIED) / rate
     assert 0.5 * reach < found.evidence["window"] <= reach + 0.02
     assert abs(found.best[0] - 1.3) < 4 * found.samples.std()
+
+
+def test_another_word_is_refused() -> None:
+    with pytest.raises(ParameterError, match="expected window=\"auto\" or a length in seconds, found 'long'"):
+        fit(cart(0.0), recorded(cart(0.0), 2.0), "long")
 
 
 def test_excluded_stretches_bound_the_windows() -> None:

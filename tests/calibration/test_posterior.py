@@ -43,3 +43,12 @@ def test_a_parameter_without_spread_is_correlated_with_nothing(posterior: Poster
     """The standard deviation of two hundred times 0.1 is not quite zero."""
     with np.errstate(all="raise"):
         assert not any(f.code == "only-together" for f in diagnose(posterior.do({MASS: 0.1})))
+
+
+def test_a_name_that_is_not_there_is_one_clear_error(posterior: Posterior) -> None:
+    for ask in (posterior.interval, posterior.marginal):
+        with pytest.raises(ParameterError, match=r"no parameter.*payload\.mass"):
+            ask("dynamics.payload.mas")
+    with pytest.raises(ParameterError, match="between 0 and 1, found 90"):
+        posterior.interval(MASS, 90)
+    assert posterior.marginal(MASS).names == (MASS,)

@@ -88,8 +88,8 @@ def test_unknown_keys_in_a_list_come_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("identify.window=wide", "identify.window: input should be a valid number.*found 'wide'"),
-        ("identify.window=-1", "identify.window: input should be greater than 0, found -1"),
+        ("identify.window=wide", "identify.window: expected auto, .inf or a positive number of seconds.*found 'wide'"),
+        ("identify.window=-1", "identify.window: expected auto, .inf or a positive number of seconds.*found -1"),
         ("model.members=2.5", "model.members: .*found 2.5"),
         ("model.hidden=[64, big]", "model.hidden.1: .*found 'big'"),
         ("parameters=[1, 2]", "parameters: input should be a valid dictionary"),
