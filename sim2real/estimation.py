@@ -24,10 +24,13 @@ class Estimate:
     Attributes:
         state: (n, X) joint positions, then velocities.
         commands: (n, L, A) the last L commands of the model clock, oldest first: some are still on their way.
+        positions: (n, K, D) the last K positions read before the present ones, on the model clock, oldest first; for
+            models that look back.
     """
 
     state: Array
     commands: Array
+    positions: Array | None = None
 
 
 class StateEstimator(Protocol):

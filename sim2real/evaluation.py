@@ -18,6 +18,7 @@ from sim2real.plant import Plant, Values
 from sim2real.prediction import Prediction
 from sim2real.windows import at_offsets, cut_windows, joint_positions
 from sim2real.world_model.ensemble import EnsembleDynamics
+from sim2real.world_model.recorded import estimates
 from sim2real.world_model.scores import block_interval, calibration, inside
 
 HORIZONS = (0.1, 0.2, 0.5, 1.0)
@@ -186,6 +187,28 @@ class EnsemblePredictor:
         commands = episode.commands_at(times).reshape(len(starts), back + steps, fine, -1).mean(2)
         prediction = self.model.predict(Estimate(state, commands[:, :back]), commands[:, back:])
         return at_times(prediction, torch.as_tensor(state), torch.as_tensor(questions.offsets), dt)
+
+
+@dataclass(frozen=True)
+class RecordingPredictor:
+    """Predicts with a world model that looks back, from its own filter: no plant is needed.
+
+    Attributes:
+        model: the world model.
+        channels: the observations that are joint positions.
+        particles: trajectories a member.
+    """
+
+    model: EnsembleDynamics
+    channels: Sequence[str]
+    particles: int = 8
+
+    def __call__(self, questions: Questions) -> Prediction:
+        dt = self.model.config.timestep
+        steps = math.ceil(float(questions.offsets.max()) / dt - 1e-6)
+        known, actions = estimates(self.model, questions.episode, questions.starts, self.channels, steps)
+        prediction = self.model.predict(known, actions, self.particles)
+        return at_times(prediction, torch.as_tensor(known.state), torch.as_tensor(questions.offsets), dt)
 
 
 def at_times(prediction: Prediction, start: torch.Tensor, offsets: torch.Tensor, dt: float) -> Prediction:

@@ -60,10 +60,10 @@ class MPPI:
 
     @torch.no_grad()
     def act(self, estimate: Estimate, t: float) -> Array:
-        state = torch.as_tensor(estimate.state, dtype=torch.float32)
+        state = self.model.begin(estimate)
         back = self.model.config.history - 1
         past = torch.as_tensor(estimate.commands[:, estimate.commands.shape[1] - back :], dtype=torch.float32)
-        n, actions = len(state), len(self.limit)
+        n, actions = state.shape[1], len(self.limit)
         if self._plan is None:
             self._plan = torch.zeros(n, self.steps, actions)
         else:
@@ -73,14 +73,14 @@ class MPPI:
         return self._plan[:, 0].double().numpy()
 
     def _improve(self, plan: Tensor, state: Tensor, past: Tensor) -> Tensor:
-        members, each, n = self.model.config.members, self.each, len(state)
+        members, each, n = self.model.config.members, self.each, state.shape[1]
         candidates = plan + self._exploration(members * each, n)
         candidates[0] = plan  # the present plan is always a candidate
         candidates = torch.maximum(torch.minimum(candidates, self.limit), -self.limit)
         shaped = candidates.reshape(members, each * n, self.steps, -1)
         history = past.expand(members, each, *past.shape).reshape(members, each * n, *past.shape[1:])
-        start = state.expand(members, each, *state.shape).reshape(members, each * n, -1)
-        path = self.model.rollout(start, torch.cat([history, shaped], 2))
+        start = state[:, None].expand(members, each, *state.shape[1:]).reshape(members, each * n, -1)
+        path = self.model.rollout(start, torch.cat([history, shaped], 2))[..., : 2 * self.model.config.joints]
         cost = self.cost(path, shaped).mean(-1).reshape(members * each, n)
         if not torch.isfinite(cost).any(0).all():
             raise NonFiniteError("no candidate plan of a plant has a finite cost: the world model diverges")

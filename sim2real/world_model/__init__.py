@@ -2,6 +2,7 @@
 
 from sim2real.world_model.dataset import Excitation, Stretches, from_episodes, simulate
 from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
+from sim2real.world_model.recorded import fit_to_recordings
 from sim2real.world_model.training import fit, rollout_error
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Excitation",
     "Stretches",
     "fit",
+    "fit_to_recordings",
     "from_episodes",
     "rollout_error",
     "simulate",

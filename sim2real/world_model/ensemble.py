@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from sim2real.errors import ModelError, NonFiniteError
 from sim2real.estimation import Estimate
 from sim2real.prediction import Prediction
+from sim2real.world_model.encoder import StartEncoder, angles
 from sim2real.world_model.network import BatchedMLP
 
 FORMAT_VERSION = 1
+# What an output of one changes a latent number by in a step.
+LATENT = 0.3
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class EnsembleConfig:
         history: commands that the network sees, the one about to act included; must span latency and lag.
         members: of the ensemble.
         hidden: widths of the hidden layers.
+        lookback: positions before the present one that correct the estimate that a rollout starts from, a model step
+            apart; 0 to start from the estimate as it is.
+        latents: numbers beside positions and velocities that a rollout carries along; they need a lookback.
     """
 
     wraps: tuple[bool, ...]
@@ -40,6 +46,12 @@ class EnsembleConfig:
     history: int = 4
     members: int = 5
     hidden: tuple[int, ...] = (64, 64)
+    lookback: int = 0
+    latents: int = 0
+
+    def __post_init__(self) -> None:
+        if self.latents and not self.lookback:
+            raise ModelError(f"{self.latents} latents need a lookback that says what they start from")
 
     @property
     def joints(self) -> int:
@@ -47,7 +59,7 @@ class EnsembleConfig:
 
     @property
     def features(self) -> int:
-        return sum(2 if w else 1 for w in self.wraps) + self.joints + self.history * self.actions
+        return sum(2 if w else 1 for w in self.wraps) + self.joints + self.latents + self.history * self.actions
 
 
 class EnsembleDynamics(nn.Module):
@@ -68,8 +80,13 @@ class EnsembleDynamics(nn.Module):
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        self.dynamics = BatchedMLP(config.members, config.features, 4 * config.joints, tuple(config.hidden), generator)
         d = config.joints
+        outputs = 4 * d + config.latents
+        self.dynamics = BatchedMLP(config.members, config.features, outputs, tuple(config.hidden), generator)
+        self.encoder: StartEncoder | None = None
+        if config.lookback:
+            seen = (config.history - 1) * config.actions
+            self.encoder = StartEncoder(config.members, config.wraps, config.lookback, seen, config.latents, generator)
         # normalisers: set once by `normalise`, never trained
         self.register_buffer("feature_mean", torch.zeros(config.features))
         self.register_buffer("feature_scale", torch.ones(config.features))
@@ -90,15 +107,11 @@ class EnsembleDynamics(nn.Module):
         """Return the normalised input of the networks.
 
         Args:
-            state: (..., X).
+            state: (..., X), or (..., X + Z) with latents.
             commands: (..., L, A), oldest first, the last one about to act.
         """
         d = self.config.joints
-        parts = []
-        for i, wraps in enumerate(self.config.wraps):
-            angle = state[..., i : i + 1]
-            parts += [torch.sin(angle), torch.cos(angle)] if wraps else [angle]
-        raw = torch.cat([*parts, state[..., d:], commands.flatten(-2)], -1)
+        raw = torch.cat([angles(state[..., :d], self.config.wraps), state[..., d:], commands.flatten(-2)], -1)
         return (raw - self.feature_mean) / self.feature_scale
 
     def normalise(self, state: Tensor, commands: Tensor, following: Tensor) -> None:
@@ -113,8 +126,9 @@ class EnsembleDynamics(nn.Module):
     def raw_target(self, state: Tensor, following: Tensor) -> Tensor:
         """Return what the networks predict, not normalised: velocity change, position beyond the mean velocity."""
         d, dt = self.config.joints, self.config.timestep
-        velocity = 0.5 * (state[..., d:] + following[..., d:])
-        return torch.cat([following[..., d:] - state[..., d:], following[..., :d] - state[..., :d] - dt * velocity], -1)
+        change = following - state
+        velocity = 0.5 * (state[..., d : 2 * d] + following[..., d : 2 * d])
+        return torch.cat([change[..., d : 2 * d], change[..., :d] - dt * velocity], -1)
 
     def step(self, state: Tensor, commands: Tensor) -> tuple[Tensor, Tensor]:
         """Advance one model step.
@@ -128,14 +142,14 @@ class EnsembleDynamics(nn.Module):
         """
         d, dt = self.config.joints, self.config.timestep
         out = self.dynamics(self.features(state, commands))
-        target, log_variance = out[..., : 2 * d] * self.target_scale, out[..., 2 * d :]
+        target, log_variance = out[..., : 2 * d] * self.target_scale, out[..., 2 * d : 4 * d]
         # soft bounds (Chua et al. 2018, appendix A.1)
         log_variance = self.log_variance_high - nn.functional.softplus(self.log_variance_high - log_variance)
         log_variance = self.log_variance_low + nn.functional.softplus(log_variance - self.log_variance_low)
-        q, v = state[..., :d], state[..., d:]
+        q, v, latents = state[..., :d], state[..., d : 2 * d], state[..., 2 * d :]
         v_next = v + target[..., :d]
         q_next = q + dt * 0.5 * (v + v_next) + target[..., d:]
-        return torch.cat([q_next, v_next], -1), log_variance
+        return torch.cat([q_next, v_next, latents + LATENT * out[..., 4 * d :]], -1), log_variance
 
     def rollout(self, state: Tensor, commands: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Roll members out side by side, each along its own trajectory.
@@ -153,10 +167,34 @@ class EnsembleDynamics(nn.Module):
         for k in range(commands.shape[-2] - history + 1):
             state, log_variance = self.step(state, commands[..., k : k + history, :])
             if noise is not None:
-                kick = torch.randn(state.shape, generator=noise) * torch.exp(0.5 * log_variance) * self.target_scale
-                state = state + torch.cat([kick[..., d:] + 0.5 * dt * kick[..., :d], kick[..., :d]], -1)
+                kick = torch.randn(log_variance.shape, generator=noise)
+                kick = kick * torch.exp(0.5 * log_variance) * self.target_scale
+                moved = torch.cat([kick[..., d:] + 0.5 * dt * kick[..., :d], kick[..., :d]], -1)
+                state = torch.cat([state[..., : 2 * d] + moved, state[..., 2 * d :]], -1)
             path.append(state)
         return torch.stack(path, -2)
+
+    def begin(self, estimate: Estimate) -> Tensor:
+        """Return what rollouts start from, (M, B, X) or (M, B, X + Z): the estimate, or what the encoder makes of it.
+
+        Raises:
+            ModelError: the estimate knows too few commands or positions.
+        """
+        m, back, lookback = self.config.members, self.config.history - 1, self.config.lookback
+        if estimate.commands.shape[1] < back:
+            raise ModelError(f"the model needs the last {back} commands, the estimate has {estimate.commands.shape[1]}")
+        state = torch.as_tensor(estimate.state, dtype=torch.float32).expand(m, *estimate.state.shape)
+        if self.encoder is None:
+            return state
+        if estimate.positions is None or estimate.positions.shape[1] < lookback:
+            known = 0 if estimate.positions is None else estimate.positions.shape[1]
+            raise ModelError(f"the model needs the last {lookback} positions, the estimate has {known}")
+        past, sent = (
+            torch.as_tensor(x[:, x.shape[1] - many :], dtype=torch.float32).expand(m, -1, -1, -1)
+            for x, many in ((estimate.positions, lookback), (estimate.commands, back))
+        )
+        start: Tensor = self.encoder(state, past, sent, self.config.timestep)
+        return start
 
     @torch.no_grad()
     def predict(self, estimate: Estimate, actions: np.ndarray, particles: int = 16, seed: int = 0) -> Prediction:
@@ -176,22 +214,21 @@ class EnsembleDynamics(nn.Module):
             NonFiniteError: the model diverges.
         """
         m, back = self.config.members, self.config.history - 1
-        if estimate.commands.shape[1] < back:
-            raise ModelError(f"the model needs the last {back} commands, the estimate has {estimate.commands.shape[1]}")
+        begun = self.begin(estimate)
         past = estimate.commands[:, estimate.commands.shape[1] - back :]
         commands = torch.as_tensor(np.concatenate([past, actions], 1), dtype=torch.float32)
-        state = torch.as_tensor(estimate.state, dtype=torch.float32)
-        many, size = state.shape
+        many, size = estimate.state.shape
         generator = torch.Generator().manual_seed(seed)
         values, vectors = torch.linalg.eigh(self.start_covariance)
         root = vectors * values.clamp_min(0).sqrt()
-        start = state + torch.randn(m, particles, many, size, generator=generator) @ root.T
-        means = self.rollout(state.expand(m, many, size), commands.expand(m, *commands.shape))
+        kicks = torch.randn(m, particles, many, size, generator=generator) @ root.T
+        kicks = nn.functional.pad(kicks, (0, begun.shape[-1] - size))
+        means = self.rollout(begun, commands.expand(m, *commands.shape))[..., :size]
         sampled = self.rollout(
-            start.reshape(m, particles * many, size),
+            (begun[:, None] + kicks).reshape(m, particles * many, -1),
             commands.repeat(particles, 1, 1).expand(m, -1, -1, -1),
             noise=generator,
-        ).reshape(m, particles, many, -1, size)
+        )[..., :size].reshape(m, particles, many, -1, size)
         if not torch.isfinite(means).all():
             raise NonFiniteError("the world model diverged: its mean prediction is not finite; train it on more data")
         within = sampled.var(1, unbiased=True)

@@ -63,13 +63,14 @@ def optimise(
     iterations: int,
     rate: float,
     progress: Callable[[int, float], None] = lambda i, value: None,
+    parameters: Sequence[Tensor] | None = None,
 ) -> None:
-    """Minimise `loss(iteration)` over the dynamics with Adam, the rate falling to zero along a cosine.
+    """Minimise `loss(iteration)` with Adam, the rate falling to zero along a cosine; over the dynamics if not told.
 
     Raises:
         NonFiniteError: the loss diverges.
     """
-    parameters = list(model.dynamics.parameters())
+    parameters = list(model.dynamics.parameters() if parameters is None else parameters)
     adam = torch.optim.Adam(parameters, rate)
     total = 11 if iterations == 10 else max(iterations, 2)  # a warm-up of exactly one step is divided by zero in torch
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, rate, total_steps=total, pct_start=0.1, cycle_momentum=False)
