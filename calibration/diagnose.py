@@ -132,8 +132,6 @@ def diagnose(posterior: Posterior) -> list[Finding]:
         )
         found.append(Finding("diverging-motion", (), what))
     for name in evidence.get("at_bound", ()):
-        if name in evidence.get("discrepancy", {}):  # of what is not there nothing is missing
-            continue
         value, unit = posterior.values[name], _unit(posterior, name)
         what = f"{name} is {value:.4g} {unit}".rstrip() + f", at the edge of its prior {posterior.prior[name].notation}"
         found.append(Finding("at-bound", (name,), what))

@@ -30,7 +30,7 @@ from sim2real.calibration.unknowns import Marginals, Unknowns
 from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError, ParameterError, did_you_mean
 from sim2real.plant import Plant
-from sim2real.randomization import Parameter, ParameterSet
+from sim2real.randomization import ParameterSet
 
 Progress = Callable[[str], None]
 METHODS = ("least_squares", "ensemble", "npe")
@@ -117,10 +117,9 @@ def identify(
     prior = prior if isinstance(prior, Posterior) else prior.against(plant.nominal())
     if not episodes:
         raise LogError("there is no recording to identify from")
-    terms: list[Parameter] = []
+    asked = prior.names
     if discrepancy:
-        terms = discrepancies(plant, episodes, prior, channels, discrepancy)
-        prior = ParameterSet((*prior, *terms))
+        prior = ParameterSet((*prior, *discrepancies(plant, episodes, prior, channels, discrepancy)))
     unknowns = Unknowns(prior.names, tuple(own), tuple(e.name for e in episodes) if own else ())
     longest = max(e.duration for e in episodes)
 
@@ -182,8 +181,8 @@ def identify(
         "window": float(max(p.windows.offset.max() for p in problem.parts) * plant.timestep),
         **_residual_report(problem, best, channels),
         "of_recordings": unknowns.of_recordings(best, draws),
-        "at_bound": _at_bound(problem, best, unknowns),
-        "discrepancy": {p.name: plant.nominal()[p.name] for p in terms},
+        "at_bound": [n for n in _at_bound(problem, best, unknowns) if n in asked],
+        "discrepancy": {name: plant.nominal()[name] for name in prior.names if name not in asked},
     }
     if examine:
         evidence |= {

@@ -141,6 +141,7 @@ class KnownRow:
         notation: of the prior.
         shrinkage: standard deviation of the posterior relative to that of the prior; NaN where the prior has none.
         at_bound: whether it ended at the edge of its prior.
+        added: whether it was not asked for, but is there for a discrepancy.
         ends, prior, posterior, marks: of the bar, as in `ParameterRow`.
     """
 
@@ -154,6 +155,7 @@ class KnownRow:
     notation: str
     shrinkage: float
     at_bound: bool
+    added: bool
     ends: tuple[float, float]
     prior: Span
     posterior: Span
@@ -188,6 +190,7 @@ def _known(posterior: Posterior, name: str, share: float) -> KnownRow:
         notation=_NUMBER.sub(lambda found: trimmed(float(found[0]), 4), prior.notation.removeprefix("=")),
         shrinkage=share,
         at_bound=name in (posterior.evidence.get("at_bound") or []),
+        added=name in posterior.evidence.get("discrepancy", {}),
         ends=(scale.first, scale.last),
         prior=scale.span(*ends),
         posterior=scale.span(*interval),
