@@ -51,6 +51,8 @@ def by_hand(model: RobotModel, values: dict[str, float]) -> Any:
             m.actuator(entity).gear[0] = value
         elif field == "gravity":
             m.opt.gravity[2] = -value
+        elif entity == "elbow_rotor":
+            getattr(m, f"tendon_{field}")[m.tendon(entity).id] = value
         elif field == "stiffness":
             m.jnt_stiffness[m.joint(entity).id] = value
         else:

@@ -134,7 +134,7 @@ def test_wrong_notations_are_refused(text: str, message: str) -> None:
         ({"parameters.execution.latency.dely": "choice(=U(0, 1), =U(0, 2))"}, {}, f"did you mean {DELAY}"),
         ({"split.train": "choice([a], [b])"}, {}, "split is not a section"),
         ({"identify.tries": "U(2, 5)"}, {}, "identify.tries: .*valid integer"),
-        ({"identify.window": "U(-1, 1)"}, {}, "identify.window: .*greater than 0"),
+        ({"identify.window": "U(-1, 1)"}, {}, "identify.window: .*a positive number of seconds"),
         ({"finetune.rate": "LogU(1e-4, 1e-2)"}, {}, "comes after the identification.*objective: finetune"),
         ({"sweep.trials": "int(1, 9)"}, {}, "no result depends on it"),
         ({}, {}, "nothing to sweep"),
