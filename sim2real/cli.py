@@ -195,7 +195,8 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
             console.print(f"• \\[{finding['code']}] {_plain(finding['what'])}")
             console.print(f"  {_plain(finding['remedy'])}")
         console.print(f"posterior: {_plain(str(directory / 'posterior'))}")
-        console.print(f"robot file: {_plain(result('identify').get('robot_file', 'not written'))}")
+        robot = result("identify").get("robot_file", "not written")
+        console.print(f"robot file: {_plain(robot if robot.startswith('not written') else str(directory / robot))}")
         console.print(f"report: {_plain(str(directory / 'identification.html'))}")
     elif verb == "finetune":
         console.print(f"fine-tuning {_plain(result('finetune')['reason'])}")
