@@ -114,7 +114,8 @@ def identify(
         raise ParameterError(f'expected window="auto" or a length in seconds, found {window!r}')
     if method not in METHODS:
         raise ParameterError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
-    prior = prior if isinstance(prior, Posterior) else prior.against(plant.nominal())
+    nominal = plant.nominal()
+    prior = prior if isinstance(prior, Posterior) else prior.against(nominal)
     if not episodes:
         raise LogError("there is no recording to identify from")
     asked = prior.names
@@ -133,12 +134,11 @@ def identify(
 
     limit = longest_possible(episodes) if window == "auto" else float(window)
     length = next_length(0.0, limit, longest)
-    problem: ShootingProblem = posed(length)
     draws = None
     candidates = _candidates(prior, tries, rng)[:, unknowns.source]
     # where longer windows follow, some short ones are enough, and have to be settled only then
+    problem: ShootingProblem = posed(length) if length == limit else posed(length).some(FEW)
     enough = rounds if length == limit else 1
-    problem = problem if length == limit else problem.some(FEW)
     if method == "ensemble":
         fit = fit_ensemble(problem, Marginals(prior, unknowns), rounds=enough, rng=rng, progress=progress)
     else:
@@ -182,7 +182,7 @@ def identify(
         **_residual_report(problem, best, channels),
         "of_recordings": unknowns.of_recordings(best, draws),
         "at_bound": [n for n in _at_bound(problem, best, unknowns) if n in asked],
-        "discrepancy": {name: plant.nominal()[name] for name in prior.names if name not in asked},
+        "discrepancy": {name: nominal[name] for name in prior.names if name not in asked},
     }
     if examine:
         evidence |= {

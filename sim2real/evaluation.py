@@ -17,6 +17,7 @@ from sim2real.estimation import Estimate, Observation
 from sim2real.plant import Plant, Values
 from sim2real.prediction import Prediction
 from sim2real.windows import at_offsets, cut_windows, joint_positions
+from sim2real.world_model.dataset import step_commands
 from sim2real.world_model.ensemble import EnsembleDynamics
 from sim2real.world_model.recorded import estimates
 from sim2real.world_model.scores import block_interval, calibration, inside
@@ -180,11 +181,8 @@ class EnsemblePredictor:
         state = self.observation.states(self.plant, self.values, [episode], [starts], list(self.channels))
         dt, back = self.model.config.timestep, self.model.config.history - 1
         steps = math.ceil(float(questions.offsets.max()) / dt - 1e-6)
-        fine = 8
         shift = self.advance if episode.action_source == "measured" else 0.0
-        clock = dt * (np.arange(-back * fine, steps * fine) + 0.5) / fine + shift
-        times = episode.observed_at[starts][:, None] + clock
-        commands = episode.commands_at(times).reshape(len(starts), back + steps, fine, -1).mean(2)
+        commands = step_commands(episode, episode.observed_at[starts] + shift, back, steps, dt)
         prediction = self.model.predict(Estimate(state, commands[:, :back]), commands[:, back:])
         return at_times(prediction, torch.as_tensor(state), torch.as_tensor(questions.offsets), dt)
 

@@ -15,6 +15,9 @@ from sim2real.estimation import centred_state
 from sim2real.plant import Plant, Values, require_finite
 from sim2real.windows import joint_positions
 
+# Commands are averaged over a step of the model from so many instants of it.
+FINE = 8
+
 
 @dataclass(frozen=True)
 class Stretches:
@@ -112,6 +115,21 @@ def simulate(
         return torch.as_tensor(values.reshape(members, stretches, *values.shape[1:]), dtype=torch.float32)
 
     return Stretches(shaped(states), shaped(commands), torch.arange(stretches))
+
+
+def step_commands(episode: Episode, begin: Array, back: int, steps: int, timestep: float) -> Array:
+    """Return the mean command of each step of the model, (N, back + steps, A): `back` steps before N instants, then on.
+
+    Args:
+        episode: the recording.
+        begin: (N,) on its clock [s].
+        back: steps before.
+        steps: steps from there.
+        timestep: of the model [s].
+    """
+    clock = timestep * (np.arange(-back * FINE, steps * FINE) + 0.5) / FINE
+    fine = episode.commands_at(begin[:, None] + clock)
+    return np.asarray(fine.reshape(len(begin), back + steps, FINE, -1).mean(2))
 
 
 def from_episodes(

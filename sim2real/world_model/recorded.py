@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -16,11 +16,10 @@ from sim2real.errors import LogError, ModelError
 from sim2real.estimation import Estimate
 from sim2real.kalman import KalmanFilter
 from sim2real.windows import joint_positions
+from sim2real.world_model.dataset import step_commands
 from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
 from sim2real.world_model.training import optimise
 
-# Commands are averaged over a model step from so many instants of it.
-FINE = 8
 # Recorded time before a window for the filter to settle [s].
 WARMUP = 0.1
 # What rollouts are trained over, one after the other: seconds, and the share of the iterations.
@@ -62,24 +61,33 @@ class Recorded:
         Raises:
             LogError: none fits.
         """
-        span, dt = steps * config.timestep, config.timestep
-        before = max(WARMUP, config.lookback * dt, config.history * dt)
-        starts = []
-        for e in episodes:
-            t = e.observed_at
-            rows = np.flatnonzero((t >= t[0] + before) & (t + span <= t[-1]))
-            starts.append(rows[~e.is_excluded(t[rows] - before, t[rows] + span)])
+        span = steps * config.timestep
+        starts = [_starts(e, config, span) for e in episodes]
         total = sum(map(len, starts))
         if not total:
             names = ", ".join(e.name for e in episodes) or "none"
             raise LogError(f"no window of {span:g} s fits the recordings ({names}) to learn from")
         thin = max(math.ceil(total / most), 1)
-        parts = [
-            _window(e, rows[::thin], channels, config, causal_states(estimator, e, channels), steps)
-            for e, rows in zip(episodes, starts, strict=True)
-            if len(rows)
-        ]
-        return cls(*(torch.cat([p[i] for p in parts]) for i in range(4)))
+        return cls.joined(
+            [
+                _window(e, rows[::thin], channels, config, causal_states(estimator, e, channels), steps)
+                for e, rows in zip(episodes, starts, strict=True)
+                if len(rows)
+            ]
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Recorded]) -> Recorded:
+        """Return the windows of several recordings."""
+        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+
+def _starts(episode: Episode, config: EnsembleConfig, span: float) -> NDArray[np.int_]:
+    """Return the readings at which windows may start that last so long [s]: what comes before is recorded, too."""
+    t = episode.observed_at
+    before = max(WARMUP, config.lookback * config.timestep, config.history * config.timestep)
+    rows = np.flatnonzero((t >= t[0] + before) & (t + span <= t[-1]))
+    return rows[~episode.is_excluded(t[rows] - before, t[rows] + span)]
 
 
 def causal_states(estimator: KalmanFilter, episode: Episode, channels: Sequence[str]) -> Array:
@@ -100,20 +108,18 @@ def _window(
     config: EnsembleConfig,
     states: Array,
     steps: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what `Recorded` holds of the windows of one recording that start at some of its readings."""
+) -> Recorded:
+    """Return the windows of one recording that start at some of its readings."""
     t, q, dt = episode.observed_at, joint_positions(episode, channels), config.timestep
-    begin, back = t[starts][:, None], config.history - 1
+    begin = t[starts][:, None]
 
     def read(at: Array) -> Array:
         return np.stack([np.interp(at, t, q[:, d]) for d in range(q.shape[1])], -1)
 
-    clock = dt * (np.arange(-back * FINE, steps * FINE) + 0.5) / FINE
-    commands = episode.commands_at(begin + clock).reshape(len(starts), back + steps, FINE, -1).mean(2)
     past = read(begin - dt * np.arange(config.lookback, 0, -1))
+    commands = step_commands(episode, t[starts], config.history - 1, steps, dt)
     after = read(begin + dt * np.arange(1, steps + 1))
-    state, *rest = (torch.as_tensor(x, dtype=torch.float32) for x in (states[starts], past, commands, after))
-    return state, rest[0], rest[1], rest[2]
+    return Recorded(*(torch.as_tensor(x, dtype=torch.float32) for x in (states[starts], past, commands, after)))
 
 
 def fit_to_recordings(
@@ -161,16 +167,12 @@ def fit_to_recordings(
     generator = torch.Generator().manual_seed(seed)
     parameters = [*model.dynamics.parameters(), *encoder.parameters()]
 
-    def drawn(steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        rows = torch.randint(len(data), (config.members, batch), generator=generator)
-        commands = data.commands[rows][:, :, : history - 1 + steps]
-        start = encoder(data.state[rows], data.past[rows], commands[:, :, : history - 1], dt)
-        return start, commands, data.positions[rows][:, :, :steps]
-
     def rollouts(steps: int) -> Callable[[int], Tensor]:
         def loss(_: int) -> Tensor:
-            start, commands, positions = drawn(steps)
-            error = (model.rollout(start, commands)[..., :d] - positions) / scale[:steps]
+            rows = torch.randint(len(data), (config.members, batch), generator=generator)
+            commands = data.commands[rows][:, :, : history - 1 + steps]
+            start = encoder(data.state[rows], data.past[rows], commands[:, :, : history - 1], dt)
+            error = (model.rollout(start, commands)[..., :d] - data.positions[rows][:, :, :steps]) / scale[:steps]
             return 30 * torch.nn.functional.huber_loss(error, torch.zeros_like(error)) + 1e-3 * _size(start, d)
 
         return loss
@@ -253,20 +255,18 @@ def _pairs(
 ) -> tuple[Recorded, Recorded]:
     """Return windows of a step, and those that start at the reading nearest to a step later, aligned."""
     first, second = [], []
+    dt = config.timestep
     for e in episodes:
-        t, dt = e.observed_at, config.timestep
-        states = causal_states(estimator, e, channels)
-        before = max(WARMUP, config.lookback * dt, config.history * dt)
-        rows = np.flatnonzero((t >= t[0] + before) & (t + 3 * dt <= t[-1]))
-        rows = rows[~e.is_excluded(t[rows] - before, t[rows] + 3 * dt)]
+        t, states = e.observed_at, causal_states(estimator, e, channels)
+        rows = _starts(e, config, 3 * dt)
         after = np.searchsorted(t, t[rows] + dt - 1e-9)
         near = np.abs(t[after] - t[rows] - dt) < 0.25 * dt
         if near.any():
             first.append(_window(e, rows[near], channels, config, states, 1))
             second.append(_window(e, after[near], channels, config, states, 1))
     if not first:
-        raise LogError(f"no two readings are a model step of {config.timestep:g} s apart; choose another timestep")
-    return tuple(Recorded(*(torch.cat([p[i] for p in some]) for i in range(4))) for some in (first, second))  # type: ignore[return-value]
+        raise LogError(f"no two readings are a model step of {dt:g} s apart; choose another timestep")
+    return Recorded.joined(first), Recorded.joined(second)
 
 
 def estimates(
@@ -281,6 +281,6 @@ def estimates(
         raise ModelError("the model does not look back; predict with it from an observer")
     states = causal_states(model.encoder.estimator(), episode, channels)
     window = _window(episode, starts, channels, model.config, states, steps)
-    past, commands = (x.double().numpy() for x in window[1:3])
+    past, commands = window.past.double().numpy(), window.commands.double().numpy()
     back = model.config.history - 1
     return Estimate(states[starts], commands[:, :back], past), commands[:, back:]
