@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from sim2real.calibration.posterior import Posterior
 from sim2real.episodes import Array, Episode
-from sim2real.errors import NonFiniteError
+from sim2real.errors import LogError, NonFiniteError
 from sim2real.plant import Plant
 from sim2real.randomization import ParameterSet
+from sim2real.run_directory import read_json, write_json
 from sim2real.windows import at_offsets, joint_positions
 
 # Identifies episodes: (plant, episodes, prior, rng) -> posterior. A function of a module, since it is sent to workers.
@@ -140,6 +142,7 @@ def check(
     correlation: float = 0.0,
     body: Plant | None = None,
     workers: int = 1,
+    folder: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Check:
     """Draw truths from a prior, simulate the episodes with each, identify, and see where the truth falls.
@@ -156,30 +159,57 @@ def check(
         correlation: of the noise over time [s].
         body: the plant that is simulated, where it is not quite the one that is identified.
         workers: processes.
+        folder: where every truth is kept as soon as it is identified, so that a check that was killed goes on where it
+            was, and one of 50 truths goes on to 100. A folder belongs to one `identify` with one set of arguments.
         progress: called with a line for each truth.
 
     Raises:
         NonFiniteError: a truth cannot be simulated.
+        LogError: the folder holds truths of another seed, of other parameters or of other noise.
     """
     values = prior.against(plant.nominal())
-    jobs = [(body or plant, plant, list(episodes), values, identify, list(channels), noise, correlation, [seed, k])
-            for k in range(truths)]  # fmt: skip
-    rows: list[Any] = [None] * truths
+    asked = {"seed": seed, "names": list(values.names), "noise": np.asarray(noise).tolist(), "correlation": correlation}
+    rows: dict[int, Any] = _kept(folder, truths, asked) if folder else {}
+    jobs = {k: (body or plant, plant, list(episodes), values, identify, list(channels), noise, correlation, [seed, k])
+            for k in range(truths) if k not in rows}  # fmt: skip
 
     def put(k: int, row: Any) -> None:
         rows[k] = row
+        if folder:
+            found = [np.asarray(v).tolist() for v in row]
+            write_json(_file(folder, k), {"asked": asked, "found": found})
         error = ", ".join(f"{v:.3g}" for v in row[1] - row[0])
-        progress(f"truth {sum(r is not None for r in rows)}/{truths} ({row[4]:.0f} s): off by {error}")
+        progress(f"truth {len(rows)}/{truths} ({row[4]:.0f} s): off by {error}")
 
+    if rows:
+        progress(f"{len(rows)} of {truths} truths were identified before")
     if workers == 1:
-        for k, job in enumerate(jobs):
+        for k, job in jobs.items():
             put(k, _one(*job))
-    else:
+    elif jobs:
         with ProcessPoolExecutor(workers, get_context("spawn"), _single_thread) as pool:
-            waiting = {pool.submit(_one, *job): k for k, job in enumerate(jobs)}
+            waiting = {pool.submit(_one, *job): k for k, job in jobs.items()}
             for done in as_completed(waiting):
                 put(waiting[done], done.result())
-    return Check(values.names, *(np.array([row[i] for row in rows]) for i in range(5)))
+    return Check(values.names, *(np.array([rows[k][i] for k in range(truths)]) for i in range(5)))
+
+
+def _file(folder: Path, truth: int) -> Path:
+    return folder / f"truth-{truth:04d}.json"
+
+
+def _kept(folder: Path, truths: int, asked: dict[str, Any]) -> dict[int, Any]:
+    """Return the truths that were identified in a folder before."""
+    rows = {}
+    for k in range(truths):
+        path = _file(folder, k)
+        if path.is_file():
+            kept = read_json(path)
+            if kept["asked"] != asked:
+                other = ", ".join(name for name in asked if kept["asked"].get(name) != asked[name])
+                raise LogError(f"{path} is of another check ({other} differs); name another folder, or remove this one")
+            rows[k] = kept["found"]
+    return rows
 
 
 def _single_thread() -> None:

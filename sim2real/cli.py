@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -130,7 +131,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
 
     recipe = load_recipe(options.recipe, options.overrides)
     if getattr(options, "check", 0):
-        _check(recipe, options.check, console)
+        _check(recipe, options, console)
         return
     directory = options.output / f"{recipe.name}-{recipe.digest()}"
     console.print(f"[bold]{recipe.name}[/] → {_plain(str(directory))}")
@@ -149,7 +150,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     _summarise(directory, options.verb, console)
 
 
-def _check(recipe: Any, truths: int, console: Console) -> None:
+def _check(recipe: Any, options: argparse.Namespace, console: Console) -> None:
     """Identify simulated truths, and say how often the intervals hold them."""
     from rich.table import Table
 
@@ -157,14 +158,22 @@ def _check(recipe: Any, truths: int, console: Console) -> None:
     from sim2real.pipeline import set_threads
     from sim2real.preparation import prepare
     from sim2real.randomization.mujoco_simulator import available_threads
+    from sim2real.run_directory import RunDirectory, write_json
     from sim2real.stages import check_stage
 
+    truths = options.check
     if truths < 2:
         raise RecipeError(f"--check takes the number of truths, 2 at least (50 tell much), found {truths}")
     set_threads()
     with console.status("identifying the recordings, for their noise") as status:
-        found = check_stage(prepare(recipe), truths, available_threads(), lambda line: status.update(_plain(line)))
+        folder = options.output / f"{recipe.name}-{recipe.digest()}" / "check"
+        if options.again:
+            shutil.rmtree(folder, ignore_errors=True)
+        directory = RunDirectory(folder)
+        workers = available_threads()
+        found = check_stage(prepare(recipe), directory, truths, workers, lambda line: status.update(_plain(line)))
     result = found.to_json()
+    write_json(folder / "check.json", result)
     table = Table("parameter", "inside 90 %", "median error", "ranks uniform, p", box=None, pad_edge=False)
     for name, row in result["parameters"].items():
         count = f"{row['inside90']} of {truths}"
@@ -175,6 +184,7 @@ def _check(recipe: Any, truths: int, console: Console) -> None:
         f"90 % intervals hold {pooled:.1%} of the truths ({low:.1%} to {high:.1%} if others had been drawn); "
         f"{result['settled']} of {truths} fits say that they have converged; {result['seconds']:.0f} s each (median)"
     )
+    console.print(f"kept: {_plain(str(folder))}")
 
 
 def _summarise(directory: Path, verb: str, console: Console) -> None:

@@ -41,6 +41,7 @@ from sim2real.plant import Plant, repeated
 from sim2real.prediction import Prediction, Recalibration
 from sim2real.preparation import Setup, Shift
 from sim2real.randomization import ParameterSet
+from sim2real.run_directory import RunDirectory
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Excitation, Stretches, fit, from_episodes, simulate
 
 Progress = Callable[[str], None]
@@ -79,19 +80,24 @@ def outside_stage(setup: Setup, posterior: Posterior, progress: Progress) -> lis
         return []
 
 
-def check_stage(setup: Setup, truths: int, workers: int, progress: Progress) -> Check:
-    """Identify truths drawn from the prior from simulations of the training recordings, as noisy as the recordings."""
-    noise = identify_stage(setup, progress, examine=False).noise
+def check_stage(setup: Setup, directory: RunDirectory, truths: int, workers: int, progress: Progress) -> Check:
+    """Identify truths drawn from the prior from simulations of the training recordings, as noisy as the recordings.
+
+    Every truth is kept in the directory, and not identified again.
+    """
+    directory.belongs_to(setup.recordings.fingerprint())
+    told = directory.stage("noise", lambda: {"noise": identify_stage(setup, progress, examine=False).noise.tolist()})
     return check(
         setup.plant,
         setup.recordings.train,
         setup.prior,
         partial(_identify_again, channels=setup.channels, settings=setup.recipe.identify.model_dump()),
         channels=setup.channels,
-        noise=noise,
+        noise=np.array(told["result"]["noise"]),
         truths=truths,
         seed=setup.recipe.seed,
         workers=workers,
+        folder=directory.path,
         progress=progress,
     )
 

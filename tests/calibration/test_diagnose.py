@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sim2real.adapters import Chain, Gain, Latency
 from sim2real.calibration import Check, Posterior, check, diagnose, identify
 from sim2real.calibration.check import simulate_episode
 from sim2real.episodes import Episode
+from sim2real.errors import LogError
 from sim2real.plant import Plant
 from sim2real.randomization import ParameterSet, RobotModel
 from sim2real.twin import Twin, excite
@@ -124,6 +126,31 @@ def test_intervals_hold_the_truths_of_a_recipe(plant: Plant) -> None:
     document = result.to_json()
     assert set(document["parameters"]) == {MASS, DELAY}
     assert all(row["uniform_p"] > 0.001 for row in document["parameters"].values())
+
+
+def no_fit(plant: Plant, episodes: Any, prior: ParameterSet, rng: np.random.Generator) -> Posterior:
+    raise AssertionError("what was identified before is identified again")
+
+
+def test_a_check_goes_on_where_it_was(plant: Plant, tmp_path: Path) -> None:
+    recordings, lines = logs(plant, [0.6], 3.0), []
+
+    def go(identify: Any, truths: int, noise: float = 0.003) -> Check:
+        return check(
+            plant, recordings, prior(plant, MASS), identify, channels=["position"], noise=np.array([noise]),
+            truths=truths, folder=tmp_path, progress=lines.append,
+        )  # fmt: skip
+
+    first = go(partial(fit, block=0.5), 2)
+    again = go(no_fit, 2)
+    np.testing.assert_array_equal(again.ranks, first.ranks)
+    assert again.settled.dtype == bool
+    assert "2 of 2 truths were identified before" in lines
+    more = go(partial(fit, block=0.5), 3)
+    np.testing.assert_array_equal(more.truth[:2], first.truth)
+    assert len(more.truth) == 3
+    with pytest.raises(LogError, match=r"truth-0000.json is of another check \(noise differs\)"):
+        go(no_fit, 2, noise=0.01)
 
 
 def test_a_check_sees_intervals_that_are_too_narrow_and_ranks_that_lean() -> None:
