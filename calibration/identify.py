@@ -164,12 +164,12 @@ def identify(
     if method == "npe":
         fit, draws = fit_npe(problem, Marginals(prior, unknowns), optima, samples=samples, rng=rng, progress=progress)
     if draws is None:
-        best, blocks = polish(problem, fit.x)
+        best, blocks, step = polish(problem, fit.x)
         draws = bootstrap(problem, best, blocks, samples, rng)
     else:
         best, blocks = fit.x, Blocks.of(problem, fit.x)
-    _, ahead = blocks.decrement(problem, best)
-    left = float(np.max(np.abs(ahead - best) / np.maximum(draws.std(0), 1e-300)))
+        step = blocks.decrement(problem, best)[1] - best
+    left = float(np.max(np.abs(step) / np.maximum(draws.std(0), 1e-300)))
     evidence: dict[str, Any] = {
         "method": method,
         "mean_absolute_error": fit.cost,

@@ -25,6 +25,8 @@ STEADY = 0.03
 ENOUGH = 24
 # Two optima differ where a parameter does by this share of its scatter; this much more error is as good.
 ANOTHER, AS_GOOD = 0.2, 1.05
+# A step that takes away less than this share of the cost is followed by one of Newton.
+NEAR = 1e-2
 # Dampings that are tried side by side at each step, relative to the one that served last.
 DAMPINGS = (0.1, 3.0, 100.0)
 
@@ -45,13 +47,19 @@ class Sensitivity:
     by_parameter: Array
     by_state: Array
 
-    def blocks(self) -> tuple[Array, Array, Array, Array, Array]:
-        """Normal equations per window: Hpp (W, P, P), Hsp (W, X, P), Hss (W, X, X), gp (W, P), gs (W, X)."""
+    def blocks(self, curved: bool = False) -> tuple[Array, Array, Array, Array, Array]:
+        """Normal equations per window: Hpp (W, P, P), Hsp (W, X, P), Hss (W, X, X), gp (W, P), gs (W, X).
+
+        Args:
+            curved: with the curvature of soft L1, the cube of its weights: Newton's steps, which converge fast nearby.
+                Else with the weights themselves (iteratively reweighted least squares), which converge from afar.
+        """
         many = len(self.residual)
-        root = np.sqrt(self.weight)[..., None]
+        root = self.weight[..., None] ** (1.5 if curved else 0.5)
         a = (root * self.by_state).reshape(many, -1, self.by_state.shape[-1])
         b = (root * self.by_parameter).reshape(many, -1, self.by_parameter.shape[-1])
-        r = (root[..., 0] * self.residual).reshape(many, -1, 1)
+        r = (self.weight * self.residual)[..., None] / root
+        r = r.reshape(many, -1, 1)
         at, bt = np.swapaxes(a, 1, 2), np.swapaxes(b, 1, 2)
         return bt @ b, at @ b, at @ a, (bt @ r)[..., 0], (at @ r)[..., 0]
 
@@ -242,21 +250,29 @@ class Fit:
     settled: bool
 
 
-def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float = 1e-5) -> Fit:
+def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float = 1e-5, afresh: bool = True) -> Fit:
     """Estimate each channel's noise at `x`, then take Levenberg-Marquardt steps of parameters and start states.
 
     It ends when a step takes away less than the share `tolerance` of the cost.
+
+    Args:
+        problem: what is refined; its start states and noise move along.
+        x: (P,) where it begins.
+        iterations: steps at most.
+        tolerance: share of the cost.
+        afresh: whether the start states are fitted to `x` first; else they are those of a fit at `x`.
 
     Raises:
         NonFiniteError: the simulation diverges at `x`.
     """
     x = np.clip(x, problem.lower, problem.upper)
-    problem.noise = np.ones_like(problem.noise)
-    fit_starts(problem, x)
+    if afresh:
+        problem.noise = np.ones_like(problem.noise)
+        fit_starts(problem, x)
     problem.noise = np.maximum(_robust_std([p.residuals_at(x[p.columns]) for p in problem.parts], problem.parts), 1e-6)
-    damping, settled = 1e-3, False
+    damping, gain, settled = 1e-3, np.inf, False
     for _ in range(iterations):
-        moved, damping, gain = _step(problem, x, damping)
+        moved, damping, gain = _step(problem, x, damping, near=gain < NEAR)
         x = moved
         if gain < tolerance:
             settled = True
@@ -275,13 +291,15 @@ def fit_starts(problem: ShootingProblem, x: Array) -> None:
         _step(problem, x, 1e-3, moves=False)
 
 
-def _step(problem: ShootingProblem, x: Array, damping: float, moves: bool = True) -> tuple[Array, float, float]:
+def _step(
+    problem: ShootingProblem, x: Array, damping: float, moves: bool = True, near: bool = False
+) -> tuple[Array, float, float]:
     """Take the best of some damped steps from `x`; return where it leads, its damping, the share gained of the cost.
 
     The start states of the parts move along, or alone where the parameters do not move.
     """
     told = problem.sensitivities(x) if moves else problem.still(x)
-    normal = [t.blocks() for t in told]
+    normal = [t.blocks(curved=near) for t in told]
     hpp = sum(b[0].sum(0) for b in normal) + problem.factor.T @ problem.factor
     gp = sum(b[3].sum(0) for b in normal) + problem.factor.T @ (problem.factor @ (x - problem.center))
     present = sum(problem.loss(t.residual[None])[0] for t in told) + problem.prior(x)
@@ -429,10 +447,11 @@ def settle(
     """Refine from `x` and the present start states until a round of it changes nothing; arguments as in `solve`."""
     cost = np.inf
     for k in range(rounds):
-        fit = refine(problem, x, iterations=12)
+        fit = refine(problem, x, iterations=12, afresh=k == 0)
         progress(f"round {k + 1}: residual {_shown(fit.noise)}, mean error {fit.cost:.3g}")
         if alternatives is not None and k < 2:
-            fit = _unstick(problem, fit, alternatives, progress)
+            stuck, fit = fit, _unstick(problem, fit, alternatives, progress)
+            alternatives = None if fit is stuck else alternatives
         restore(problem, fit)
         x = fit.x
         if fit.settled or fit.cost > (1 - SETTLED) * cost:

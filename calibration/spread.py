@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,9 @@ LEVERAGE = 0.8
 # Steps that tell jumps from slopes are so many times as wide as those for the fit.
 COARSE = 20.0
 # A fit is at its optimum when a step would gain less than this, in units of the noise; so many steps are tried.
-CLOSE, POLISH = 0.02, 4
+CLOSE, POLISH = 0.02, 3
+# Shares of a step that are tried, one after the other.
+SHARES = (1.0, 0.5, 0.25)
 # Draws on which the shape of the error around the optimum is looked at, and how many windows.
 ROUGH, LOOKED_AT = 7, 48
 
@@ -69,24 +72,36 @@ class Blocks:
         return float(-(2 * g @ step + step @ h @ step)), best + step
 
 
-def polish(problem: ShootingProblem, best: Array) -> tuple[Array, Blocks]:
-    """Take the steps that are left, with sensitivities as wide as what the data leave free; return the optimum."""
+def polish(problem: ShootingProblem, best: Array) -> tuple[Array, Blocks, Array]:
+    """Take the steps that are left, with sensitivities as wide as what the data leave free.
+
+    Returns:
+        The optimum (U,), its blocks, and the step (U,) that may be left: where it was tried and even a quarter of it
+        makes the fit worse, that quarter, for there the landscape has an edge.
+    """
     blocks = Blocks.of(problem, best)
     for _ in range(POLISH):
-        left, ahead = blocks.decrement(problem, best)
-        if left < CLOSE:
+        gain, ahead = blocks.decrement(problem, best)
+        if gain < CLOSE:
             break
-        before, present = problem.starts, problem.cost(best)
-        try:
-            fit_starts(problem, ahead)
-            better = problem.cost(ahead) < present
-        except NonFiniteError:
-            better = False
-        if not better:
-            problem.starts = before
-            break
-        best, blocks = ahead, Blocks.of(problem, ahead)
-    return best, blocks
+        moved = _towards(problem, best, ahead)
+        if moved is None:
+            return best, blocks, SHARES[-1] * (ahead - best)
+        best, blocks = moved, Blocks.of(problem, moved)
+    return best, blocks, blocks.decrement(problem, best)[1] - best
+
+
+def _towards(problem: ShootingProblem, best: Array, ahead: Array) -> Array | None:
+    """Go as far towards a point as it gets better, the start states fitted along; None where it gets worse at once."""
+    before, present = problem.starts, problem.cost(best)
+    for share in SHARES:
+        x = best + share * (ahead - best)
+        with contextlib.suppress(NonFiniteError):
+            fit_starts(problem, x)
+            if problem.cost(x) < present:
+                return x
+        problem.starts = before
+    return None
 
 
 def bootstrap(problem: ShootingProblem, best: Array, blocks: Blocks, samples: int, rng: np.random.Generator) -> Array:
@@ -172,7 +187,8 @@ def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
     found = problem.sensitivities(best)
     try:
         for _ in range(2):
-            found = problem.along(best, principal_axes(problem, found))
+            slopes = problem.secants(best, principal_axes(problem, found))
+            found = [replace(t, by_parameter=s) for t, s in zip(found, slopes, strict=True)]
         coarse = replace(problem, steps=COARSE * problem.steps).sensitivities(best)
     except NonFiniteError:  # so far away it diverges
         return problem.sensitivities(best)
