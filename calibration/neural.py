@@ -30,6 +30,8 @@ BATCH = 50
 MARGIN = 1.25
 # Of the regression, relative to the variance of its inputs.
 RIDGE = 1e-4
+# In so many parts simulations are split, each predicted from the others.
+FOLDS = 10
 # Summaries so many times as large as usual count as no larger.
 TAIL = 5.0
 # Draws that a region is made of.
@@ -263,17 +265,18 @@ class Learned:
 
         scale = np.asarray(np.maximum(np.median(np.abs(x), 0), 1e-12), float)
         features = _features(x / scale)
-        weights = np.linalg.solve(
-            features.T @ features + RIDGE * len(x) * np.eye(features.shape[1]), features.T @ theta
-        )
-        found = cls(scale, np.asarray(weights, float), None)
+        found = cls(scale, _regression(features, theta), None)
+        # what regression leaves of simulations that it has seen is too little: each is predicted from the others
+        mean, fold = np.empty_like(theta), np.arange(len(theta)) % FOLDS
+        for k in range(FOLDS):
+            mean[fold == k] = features[fold == k] @ _regression(features[fold != k], theta[fold != k])
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a network this small is slower on more, and forty times slower beside other work
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 inference = NPE(density_estimator="maf", show_progress_bars=False, tracker=_Silent())
-                condition, mean = found.condition(x)
+                condition = found.condition(x, mean)
                 inference.append_simulations(
                     *(torch.as_tensor(v, dtype=torch.float32) for v in (theta - mean, condition))
                 )
@@ -281,16 +284,16 @@ class Learned:
         finally:
             torch.set_num_threads(threads)
 
-    def condition(self, x: Array) -> tuple[Array, Array]:
-        """Return what the flow is told of summaries (N, S), and what regression predicts of the parameters (N, U)."""
-        mean = _features(x / self.scale) @ self.weights
-        return np.concatenate([np.clip(x / self.scale, -TAIL, TAIL), mean], 1), mean
+    def condition(self, x: Array, mean: Array) -> Array:
+        """Return what the flow is told: summaries (N, S), and what regression predicts from them (N, U)."""
+        return np.concatenate([np.clip(x / self.scale, -TAIL, TAIL), mean], 1)
 
     def sample(self, x: Array, many: int, seed: int) -> Array:
         """(many, U) draws given summaries (S,)."""
         import torch
 
-        condition, mean = self.condition(x[None])
+        mean = _features(x[None] / self.scale) @ self.weights
+        condition = self.condition(x[None], mean)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
             left = self.flow.sample((many,), torch.as_tensor(condition, dtype=torch.float32))[:, 0].numpy()
@@ -316,6 +319,12 @@ class _Silent:
 
     def flush(self) -> None:
         pass
+
+
+def _regression(features: Array, theta: Array) -> Array:
+    """(F, U) weights of ridge regression."""
+    normal = features.T @ features + RIDGE * len(features) * np.eye(features.shape[1])
+    return np.asarray(np.linalg.solve(normal, features.T @ theta), float)
 
 
 def _features(x: Array) -> Array:
