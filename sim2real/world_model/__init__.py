@@ -4,14 +4,22 @@ from sim2real.world_model.dataset import Excitation, Stretches, from_episodes, s
 from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
 from sim2real.world_model.recorded import fit_to_recordings
 from sim2real.world_model.training import fit, rollout_error
+from sim2real.world_model.transition_ensemble import TransitionConfig, TransitionEnsemble
+from sim2real.world_model.transition_training import Schedule, fit_transitions
+from sim2real.world_model.transitions import Transitions
 
 __all__ = [
     "EnsembleConfig",
     "EnsembleDynamics",
     "Excitation",
+    "Schedule",
     "Stretches",
+    "TransitionConfig",
+    "TransitionEnsemble",
+    "Transitions",
     "fit",
     "fit_to_recordings",
+    "fit_transitions",
     "from_episodes",
     "rollout_error",
     "simulate",

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sim2real.errors import ModelError, NonFiniteError
 from sim2real.estimation import Estimate
 from sim2real.prediction import Prediction
+from sim2real.world_model import storage
 from sim2real.world_model.encoder import StartEncoder, angles
-from sim2real.world_model.network import BatchedMLP
+from sim2real.world_model.network import BatchedMLP, bounded
 
-FORMAT_VERSION = 1
 # What an output of one changes a latent number by in a step.
 LATENT = 0.3
 
@@ -143,9 +139,7 @@ class EnsembleDynamics(nn.Module):
         d, dt = self.config.joints, self.config.timestep
         out = self.dynamics(self.features(state, commands))
         target, log_variance = out[..., : 2 * d] * self.target_scale, out[..., 2 * d : 4 * d]
-        # soft bounds (Chua et al. 2018, appendix A.1)
-        log_variance = self.log_variance_high - nn.functional.softplus(self.log_variance_high - log_variance)
-        log_variance = self.log_variance_low + nn.functional.softplus(log_variance - self.log_variance_low)
+        log_variance = bounded(log_variance, self.log_variance_low, self.log_variance_high)
         q, v, latents = state[..., :d], state[..., d : 2 * d], state[..., 2 * d :]
         v_next = v + target[..., :d]
         q_next = q + dt * 0.5 * (v + v_next) + target[..., d:]
@@ -241,11 +235,7 @@ class EnsembleDynamics(nn.Module):
 
     def save(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a directory, which is made."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, directory / "model.safetensors")
-        document = {"format_version": FORMAT_VERSION, "class": "EnsembleDynamics", **asdict(self.config)}
-        (directory / "config.json").write_text(json.dumps(document, indent=1))
+        storage.save(self, asdict(self.config), directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> EnsembleDynamics:
@@ -254,27 +244,10 @@ class EnsembleDynamics(nn.Module):
         Raises:
             ModelError: files are missing, damaged or of another format.
         """
-        directory = Path(directory)
-        for name in ("config.json", "model.safetensors"):
-            if not (directory / name).is_file():
-                raise ModelError(f"no model in {directory}: expected {name}")
-        try:
-            document = json.loads((directory / "config.json").read_text())
-            tensors = load_file(directory / "model.safetensors")
-        except (ValueError, SafetensorError) as error:
-            raise ModelError(f"the model in {directory} is damaged: {error}") from None
-        found = document.get("format_version") if isinstance(document, dict) else None
-        if found != FORMAT_VERSION:
-            raise ModelError(f"the model in {directory} has format {found}, this version reads {FORMAT_VERSION}")
-        fields = EnsembleConfig.__dataclass_fields__
-        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in fields}
+        config, tensors = storage.read(cls.__name__, EnsembleConfig.__dataclass_fields__, directory)
         try:
             model = cls(EnsembleConfig(**config))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"the model in {directory} is damaged: its config.json: {error}") from None
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(f"the weights in {directory} do not fit its config.json: {reason}") from None
+        storage.fill(model, tensors, directory)
         return model

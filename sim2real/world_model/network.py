@@ -39,3 +39,18 @@ class BatchedMLP(nn.Module):
             if i < last:
                 x = nn.functional.silu(x)
         return x
+
+
+def bounded(log_variance: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Keep log variances within soft bounds (Chua et al. 2018, appendix A.1)."""
+    log_variance = high - nn.functional.softplus(high - log_variance)
+    return low + nn.functional.softplus(log_variance - low)
+
+
+def gaussian_nll(error: Tensor, log_variance: Tensor, beta: float = 0.0) -> Tensor:
+    """Negative log likelihood of errors, without its constant, weighted by the detached variance to a power.
+
+    A power of 0.5 keeps a network from explaining away what is hard as noise (Seitzer et al. 2022).
+    """
+    nll = 0.5 * (error.square() * torch.exp(-log_variance) + log_variance)
+    return nll * torch.exp(beta * log_variance).detach() if beta else nll

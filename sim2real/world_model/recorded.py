@@ -18,6 +18,7 @@ from sim2real.kalman import KalmanFilter
 from sim2real.windows import joint_positions
 from sim2real.world_model.dataset import step_commands
 from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
+from sim2real.world_model.network import gaussian_nll
 from sim2real.world_model.training import optimise
 
 # Recorded time before a window for the filter to settle [s].
@@ -241,7 +242,7 @@ def _fit_variances(
             )
         mean, log_variance = model.step(start, now.commands[rows][:, :, :history])
         left = (model.raw_target(start, after) - model.raw_target(start, mean)).detach() / model.target_scale
-        return 0.5 * (left.square() * torch.exp(-log_variance) + log_variance).mean()
+        return gaussian_nll(left, log_variance).mean()
 
     try:
         optimise(model, loss, iterations, rate, parameters=[weight, bias])

@@ -1,0 +1,61 @@
+"""How models lie on disk: `config.json` and `model.safetensors`, with a format version, never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sim2real.errors import ModelError
+
+FORMAT_VERSION = 1
+
+
+def save(model: nn.Module, config: Mapping[str, Any], directory: str | Path) -> None:
+    """Write the weights and buffers of a model and what it is built from into a directory, which is made."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / "model.safetensors")
+    document = {"format_version": FORMAT_VERSION, "class": type(model).__name__, **config}
+    (directory / "config.json").write_text(json.dumps(document, indent=1))
+
+
+def read(kind: str, fields: Mapping[str, Any], directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the fields of a saved model's config, lists as tuples, and its weights.
+
+    Raises:
+        ModelError: files are missing, damaged, of another format or of another kind of model.
+    """
+    directory = Path(directory)
+    for name in ("config.json", "model.safetensors"):
+        if not (directory / name).is_file():
+            raise ModelError(f"no model in {directory}: expected {name}")
+    try:
+        document = json.loads((directory / "config.json").read_text())
+        tensors = load_file(directory / "model.safetensors")
+    except (ValueError, SafetensorError) as error:
+        raise ModelError(f"the model in {directory} is damaged: {error}") from None
+    found = document.get("format_version") if isinstance(document, dict) else None
+    if found != FORMAT_VERSION:
+        raise ModelError(f"the model in {directory} has format {found}, this version reads {FORMAT_VERSION}")
+    if document.get("class") != kind:
+        raise ModelError(f"{directory} holds a {document.get('class')}, expected a {kind}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in fields}, tensors
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], directory: str | Path) -> None:
+    """Put weights that were read into a model.
+
+    Raises:
+        ModelError: they do not fit it.
+    """
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the weights in {directory} do not fit its config.json: {reason}") from None
