@@ -31,12 +31,7 @@ Above 2 or so these are too narrow.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.metadata
 import json
-import os
-import platform
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +40,7 @@ from typing import Any
 import numpy as np
 import torch
 from _identification_peers import DEAD_ZONE, NOISE, Found, Neural, Problem, Tool, mujoco_sysid
+from _surroundings import one_thread, surroundings
 
 from sim2real.calibration import identify
 from sim2real.calibration.check import simulate_episode
@@ -198,17 +194,6 @@ def show(problems: dict[str, Any]) -> None:
             print(f"{name:22s} {t:12s}{shown}  {said}")
 
 
-def surroundings() -> dict[str, Any]:
-    """Return the machine and the versions of what was measured."""
-    information, versions = Path("/proc/cpuinfo"), {"python": platform.python_version()}
-    lines = information.read_text().splitlines() if information.is_file() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    for package in ("sim2real-toolkit", "mujoco", "sbi", "torch", "numpy", "scipy"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {"machine": {"cpu": cpu, "cores": os.cpu_count(), "threads": 1}, "versions": versions}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", nargs="+", choices=(*SIMULATED, *REAL), default=(*SIMULATED, *REAL))
@@ -236,14 +221,15 @@ def main() -> None:
             problems[name] = blank()
         problems[name]["trouble"] |= {t: [why] for t, why in absent.items()}
         if options.json:  # as far as it has got
-            result = {"problems": problems, "quick": options.quick, **surroundings()}
+            result = {
+                "problems": problems,
+                "quick": options.quick,
+                **surroundings("mujoco", "sbi", "torch", "numpy", "scipy"),
+            }
             options.json.write_text(json.dumps(result, indent=1))
     show(problems)
 
 
 if __name__ == "__main__":
-    # numerical libraries read this when they are loaded
-    alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "SIM2REAL_THREADS"), "1")
-    if any(os.environ.get(k) != v for k, v in alone.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | alone)
+    one_thread()
     main()

@@ -47,10 +47,14 @@ def bounded(log_variance: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return low + nn.functional.softplus(log_variance - low)
 
 
-def gaussian_nll(error: Tensor, log_variance: Tensor, beta: float = 0.0) -> Tensor:
-    """Negative log likelihood of errors, without its constant, weighted by the detached variance to a power.
+def gaussian_nll(error: Tensor, log_variance: Tensor) -> Tensor:
+    """Negative log likelihood of errors, without its constant."""
+    return 0.5 * (error.square() * torch.exp(-log_variance) + log_variance)
 
-    A power of 0.5 keeps a network from explaining away what is hard as noise (Seitzer et al. 2022).
+
+def hardness(log_variance: Tensor, beta: float) -> Tensor:
+    """Weights of the likelihood: the variance to a power, so that what is hard is not explained away as noise.
+
+    A power of 0.5 as in Seitzer et al. (2022); no gradient goes through it.
     """
-    nll = 0.5 * (error.square() * torch.exp(-log_variance) + log_variance)
-    return nll * torch.exp(beta * log_variance).detach() if beta else nll
+    return torch.exp(beta * log_variance.detach())

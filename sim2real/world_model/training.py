@@ -10,7 +10,7 @@ from torch import Tensor
 from sim2real.errors import NonFiniteError
 from sim2real.world_model.dataset import Stretches
 from sim2real.world_model.ensemble import EnsembleDynamics
-from sim2real.world_model.network import gaussian_nll
+from sim2real.world_model.network import gaussian_nll, hardness
 
 
 def batches(data: Stretches, members: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,7 +34,7 @@ def step_loss(model: EnsembleDynamics, states: Tensor, commands: Tensor, weight:
     mean, log_variance = model.step(states[..., 0, :], commands)
     target = model.raw_target(states[..., 0, :], states[..., 1, :]) / model.target_scale
     found = model.raw_target(states[..., 0, :], mean) / model.target_scale
-    return (weight[..., None] * gaussian_nll(target - found, log_variance, beta=0.5)).mean()
+    return (weight[..., None] * gaussian_nll(target - found, log_variance) * hardness(log_variance, 0.5)).mean()
 
 
 def rollout_loss(model: EnsembleDynamics, states: Tensor, commands: Tensor, scale: Tensor, weight: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from sim2real.world_model.transitions import CHUNK, Numbers, Transitions
 # Log variances of normalised changes lie between these.
 LOG_VARIANCE = (-20.0, 2.0)
 # By so much recalibration may stretch or shrink the noise.
-STRETCH = (0.05, 20.0)
+STRETCH = (0.01, 20.0)
 
 
 @dataclass(frozen=True)

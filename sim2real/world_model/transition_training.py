@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sim2real.errors import LogError, ModelError, NonFiniteError
-from sim2real.world_model.network import gaussian_nll
+from sim2real.world_model.network import gaussian_nll, hardness
 from sim2real.world_model.transition_ensemble import TransitionEnsemble
 from sim2real.world_model.transitions import CHUNK, Transitions
 
@@ -26,6 +26,8 @@ from sim2real.world_model.transitions import CHUNK, Transitions
 WARM_UP, LAST = 0.05, 0.01
 # A held-out likelihood that is better by less than this [nats an observation] is no better.
 BETTER = 1e-3
+# Of the normal negative log likelihood.
+CONSTANT = 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Schedule:
     held_out: float = 0.1
     patience: int = 10
     beta: float = 0.25
-    anchor: float = 1.0
+    anchor: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,8 +67,9 @@ class Training:
     """What a training has seen so far.
 
     Attributes:
-        history: an entry an epoch: `loss`, and `held_out`, the likelihood of each member [nats an observation].
-        best: (M,) each member's best held-out negative log likelihood, of normalised changes.
+        history: an entry an epoch: negative log likelihoods of normalised changes [nats an observation], `train` on
+            average, `held_out` of each member.
+        best: (M,) each member's best held-out negative log likelihood.
         waited: epochs since any member became better.
     """
 
@@ -108,7 +111,7 @@ def fit_transitions(
     if not few or not len(rows):
         raise LogError(f"{len(data)} transitions are too few to hold {schedule.held_out:g} of them out")
     model.normalise(data)
-    state = _Progress(model, schedule, len(rows))
+    state = Updates(model, schedule, len(rows))
     if checkpoint is not None and checkpoint.is_file():
         rng = state.resume(checkpoint)
         progress(f"{len(state.training.history)} epochs were trained before")
@@ -116,18 +119,18 @@ def fit_transitions(
     for epoch in range(len(state.training.history), schedule.epochs):
         if state.training.waited >= schedule.patience:
             break
-        loss = _epoch(state, data, rows, epoch, rng)
+        train = _epoch(state, data, rows, epoch, rng)
         found = held_out_nll(model, data, held)
-        state.judge(loss, found)
+        state.judge(train, found)
         if checkpoint is not None:
             state.keep(checkpoint, rng)
         best = float(state.training.best.mean())
         progress(
-            f"epoch {epoch + 1}/{schedule.epochs}: loss {loss:.4f}, held out {float(found.mean()):.4f} ({best:.4f})"
+            f"epoch {epoch + 1}/{schedule.epochs}: NLL {train:.4f}, held out {float(found.mean()):.4f} ({best:.4f})"
         )
         if writer is not None:
-            writer.add_scalar("loss/train", loss, epoch)
-            writer.add_scalar("loss/held_out", float(found.mean()), epoch)
+            writer.add_scalar("nll/train", train, epoch)
+            writer.add_scalar("nll/held_out", float(found.mean()), epoch)
             writer.flush()
     if writer is not None:
         writer.close()
@@ -144,31 +147,31 @@ def held_out_nll(model: TransitionEnsemble, data: Transitions, rows: NDArray[np.
             x, y = model.normalised(data, rows[first : first + CHUNK])
             mean, log_variance = model.answer(x.expand(model.config.members, -1, -1))
             total += gaussian_nll(mean - y, log_variance).mean(-1).sum(-1).cpu()
-    return total / len(rows) + 0.5 * math.log(2 * math.pi)
+    return total / len(rows) + CONSTANT
 
 
-def _epoch(state: _Progress, data: Transitions, rows: NDArray[np.int_], epoch: int, rng: np.random.Generator) -> float:
+def _epoch(state: Updates, data: Transitions, rows: NDArray[np.int_], epoch: int, rng: np.random.Generator) -> float:
     model, schedule = state.model, state.schedule
     orders = np.stack([rng.permutation(rows) for _ in range(model.config.members)])
     updates = math.ceil(len(rows) / schedule.batch)
     total = 0.0
     for k in range(updates):
         some = orders[:, k * schedule.batch : (k + 1) * schedule.batch]
-        x, y = model.normalised(data, some)
-        mean, log_variance = model.answer(x)
-        loss = gaussian_nll(mean - y, log_variance, schedule.beta).mean((1, 2)).sum()
-        value = float(loss.detach()) / model.config.members
+        value = state.take(*model.normalised(data, some), (epoch * updates + k) / (schedule.epochs * updates))
         if not math.isfinite(value):
-            raise NonFiniteError(
-                f"the training loss is not finite in epoch {epoch + 1}; lower the rate or mend the data"
-            )
-        state.update(loss, (epoch * updates + k) / (schedule.epochs * updates))
+            raise NonFiniteError(f"the likelihood is not finite in epoch {epoch + 1}; lower the rate or mend the data")
         total += value * some.shape[1]
     return total / len(rows)
 
 
-class _Progress:
-    """A training between two updates: what is needed to go on from there."""
+class Updates:
+    """A training between two updates: what is needed to go on from there.
+
+    Args:
+        model: whose networks are trained.
+        schedule: how.
+        many: transitions to learn from; the more, the less its anchors hold a member.
+    """
 
     def __init__(self, model: TransitionEnsemble, schedule: Schedule, many: int) -> None:
         self.model, self.schedule = model, schedule
@@ -186,8 +189,11 @@ class _Progress:
         self.adam = torch.optim.Adam(groups, schedule.rate, fused=True)
         self.training = Training([], torch.full((model.config.members,), math.inf))
 
-    def update(self, loss: Tensor, share: float) -> None:
-        """Take a step of Adam, `share` of all updates being done."""
+    def take(self, inputs: Tensor, changes: Tensor, share: float) -> float:
+        """Take a step of Adam, `share` of all updates being done; return the mean likelihood before it."""
+        mean, log_variance = self.model.answer(inputs)
+        nll = gaussian_nll(mean - changes, log_variance)
+        loss = (nll * hardness(log_variance, self.schedule.beta)).mean((1, 2)).sum()
         rising = share / WARM_UP
         falling = LAST + (1 - LAST) * 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
         for group in self.adam.param_groups:
@@ -197,13 +203,14 @@ class _Progress:
         if self.schedule.anchor:
             torch._foreach_sub_([w.grad for w in self.weights], self.constant)
         self.adam.step()
+        return float(nll.detach().mean()) + CONSTANT
 
-    def judge(self, loss: float, found: Tensor) -> None:
+    def judge(self, train: float, found: Tensor) -> None:
         """Keep the weights of members that have become better."""
         better = found < self.training.best - BETTER
         self.training.best = torch.where(better, found, self.training.best)
         self.training.waited = 0 if better.any() else self.training.waited + 1
-        self.training.history.append({"loss": loss, "held_out": found.tolist()})
+        self.training.history.append({"train": train, "held_out": found.tolist()})
         for best, w in zip(self.best, self.weights, strict=True):
             best[better] = w.detach()[better]
 

@@ -184,8 +184,8 @@ def test_curves_are_written_for_tensorboard(tmp_path: Path) -> None:
 
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {"loss/train", "loss/held_out"}
-    assert len(events.Scalars("loss/train")) == 2
+    assert set(events.Tags()["scalars"]) == {"nll/train", "nll/held_out"}
+    assert len(events.Scalars("nll/train")) == 2
 
 
 def test_anchored_weights_stay_near_where_they_began() -> None:
