@@ -15,7 +15,7 @@ from sim2real.errors import LogError, ModelError, NonFiniteError
 from sim2real.prediction import LEVEL, Prediction
 from sim2real.world_model import storage
 from sim2real.world_model.network import BatchedMLP, bounded
-from sim2real.world_model.transitions import CHUNK, Numbers, Transitions
+from sim2real.world_model.transitions import CHUNK, Numbers, Rows, Transitions
 
 # Log variances of normalised changes lie between these.
 LOG_VARIANCE = (-20.0, 2.0)
@@ -94,7 +94,7 @@ class TransitionEnsemble(nn.Module):
         """
         self.require(data)
         seen, sent, after = data.observations, data.actions, data.following
-        found = [_moments(len(data), lambda rows, values=values: values[rows]) for values in (seen, sent)]
+        found = [_moments(len(data), values.__getitem__) for values in (seen, sent)]
         for buffer, moments in ((self.input_mean, 0), (self.input_scale, 1)):
             buffer.copy_(torch.as_tensor(np.concatenate([f[moments] for f in found])))
         mean, scale = _moments(len(data), lambda rows: after[rows] - seen[rows])
@@ -110,7 +110,7 @@ class TransitionEnsemble(nn.Module):
                 f"{found[0]} and {found[1]}"
             )
 
-    def normalised(self, data: Transitions, rows: Numbers) -> tuple[Tensor, Tensor]:
+    def normalised(self, data: Transitions, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return what the networks see of some rows (...), (..., O + A), and what they are to answer, (..., O)."""
         device = self.input_mean.device
         observed = data.observations[rows]
@@ -183,7 +183,7 @@ class TransitionEnsemble(nn.Module):
         return Prediction.from_members(found[:, 0], found[:, 1:].var(1, unbiased=True), horizon)
 
     @torch.no_grad()
-    def recalibrate(self, data: Transitions, rows: Numbers) -> None:
+    def recalibrate(self, data: Transitions, rows: Rows) -> None:
         """Stretch each observation's noise so that the 90 % interval of a step holds 90 % of held-out transitions."""
         x, y = self.normalised(data, rows)
         mean, log_variance = self.answer(x.expand(self.config.members, -1, -1))

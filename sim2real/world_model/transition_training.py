@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from sim2real.errors import LogError, ModelError, NonFiniteError
 from sim2real.world_model.network import gaussian_nll, hardness
 from sim2real.world_model.transition_ensemble import TransitionEnsemble
-from sim2real.world_model.transitions import CHUNK, Transitions
+from sim2real.world_model.transitions import CHUNK, Rows, Transitions
 
 # The share of all updates over which the rate rises, and the share of it that is left at the end.
 WARM_UP, LAST = 0.05, 0.01
@@ -139,7 +138,7 @@ def fit_transitions(
     return state.training
 
 
-def held_out_nll(model: TransitionEnsemble, data: Transitions, rows: NDArray[np.int_]) -> Tensor:
+def held_out_nll(model: TransitionEnsemble, data: Transitions, rows: Rows) -> Tensor:
     """(M,) negative log likelihood of normalised changes that every member gives some rows [nats an observation]."""
     total = torch.zeros(model.config.members)
     with torch.no_grad():
@@ -150,7 +149,7 @@ def held_out_nll(model: TransitionEnsemble, data: Transitions, rows: NDArray[np.
     return total / len(rows) + CONSTANT
 
 
-def _epoch(state: Updates, data: Transitions, rows: NDArray[np.int_], epoch: int, rng: np.random.Generator) -> float:
+def _epoch(state: Updates, data: Transitions, rows: Rows, epoch: int, rng: np.random.Generator) -> float:
     model, schedule = state.model, state.schedule
     orders = np.stack([rng.permutation(rows) for _ in range(model.config.members)])
     updates = math.ceil(len(rows) / schedule.batch)
@@ -201,7 +200,9 @@ class Updates:
         self.adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if self.schedule.anchor:
-            torch._foreach_sub_([w.grad for w in self.weights], self.constant)
+            for w, constant in zip(self.weights, self.constant, strict=True):
+                assert w.grad is not None
+                w.grad.sub_(constant)
         self.adam.step()
         return float(nll.detach().mean()) + CONSTANT
 

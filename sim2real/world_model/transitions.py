@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 # Rows that are looked at side by side where all have to be.
 CHUNK = 65_536
 Numbers = NDArray[np.floating[Any]]
+Rows = NDArray[np.integer[Any]]
 FIELDS = ("observations", "actions", "following")
 
 
@@ -93,7 +94,8 @@ class Transitions:
         if not rows:
             raise LogError("there is no episode to learn from")
         names = tuple(name for name, _ in episodes[0].channels.observations)
-        return cls(*(np.concatenate([r[i] for r in rows]) for i in range(3)), names)
+        seen, sent, after = (np.concatenate([r[i] for r in rows]) for i in range(3))
+        return cls(seen, sent, after, names)
 
     def save(self, directory: str | Path) -> None:
         """Write one .npy file a field, and `transitions.json`, into a directory, which is made."""
@@ -122,4 +124,5 @@ class Transitions:
         found = document.get("format_version") if isinstance(document, dict) else None
         if found != FORMAT_VERSION:
             raise ModelError(f"the transitions in {directory} have format {found}, this version reads {FORMAT_VERSION}")
-        return cls(*arrays, tuple(document["names"]))
+        seen, sent, after = arrays
+        return cls(seen, sent, after, tuple(document["names"]))
