@@ -172,3 +172,13 @@ def test_a_learned_posterior_repeats_by_seed() -> None:
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
     assert np.abs(one.mean(0)).max() < 0.1
+
+
+def test_what_npe_learns_is_as_unsure_of_simulations_that_it_has_not_seen() -> None:
+    """300 simulations are few for 45 terms of a regression: its own residuals are too small to learn a spread from."""
+    rng = np.random.default_rng(0)
+    theta = rng.uniform(-1, 1, (450, 8))
+    x = theta + 0.2 * rng.normal(size=theta.shape)
+    learned = Learned.on(theta[:300], x[:300], 0)
+    ranks = np.stack([(learned.sample(x[k], 400, k) < theta[k]).mean(0) for k in range(300, 450)])
+    assert 0.86 < (np.abs(ranks - 0.5) <= 0.45).mean() < 0.95
