@@ -104,6 +104,18 @@ def test_recalibration_stretches_what_is_too_sure(trained: TransitionEnsemble) -
     np.testing.assert_allclose(stretched / before, 3.0, rtol=0.15)
 
 
+def test_the_noise_of_trajectories_is_stretched_and_their_means_are_not_noisy(trained: TransitionEnsemble) -> None:
+    start, sent = springs(20, seed=5).observations, np.zeros((20, 1, 1))
+    before, other = (trained.predict(start, sent, particles=400, seed=seed) for seed in (0, 1))
+    assert torch.equal(before.mean, other.mean)
+    assert not torch.equal(before.aleatoric, other.aleatoric)
+    trained.stretch.mul_(2.0)
+    after = trained.predict(start, sent, particles=400)
+    trained.stretch.div_(2.0)
+    np.testing.assert_allclose(after.aleatoric / before.aleatoric, 4.0, rtol=1e-3)
+    assert torch.equal(after.epistemic, before.epistemic)
+
+
 # training
 
 
