@@ -62,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--env", help="id of the environment, where the recipe does not say `env:`")
     preview.add_argument("--steps", type=int, default=100, help="control steps of a trial (default: 100)")
     preview.add_argument("--seed", type=int, default=0, help="of start, actions and draws (default: 0)")
+    learn = verbs.add_parser("learn", help="learn a model of an environment from its recordings, without a recipe")
+    learn.add_argument("path", help="recordings of the environment, as RecordEpisodes writes them")
+    learn.add_argument("--schema", type=Path, help="YAML file that says what the columns of other logs are")
+    learn.add_argument("--output", type=Path, default=Path("runs/learn"), help="directory of the run")
+    learn.add_argument("--epochs", type=int, default=60, help="at most (default: 60)")
+    learn.add_argument("--members", type=int, default=5, help="of the ensemble (default: 5)")
+    learn.add_argument("--hidden", type=int, nargs="+", default=[200, 200], help="widths of layers (default: 200 200)")
+    learn.add_argument("--seed", type=int, default=0, help="of weights and orders (default: 0)")
+    learn.add_argument("--again", action="store_true", help="start over instead of going on")
     verbs.add_parser("doctor", help="print versions, devices and extras")
     return parser
 
@@ -110,6 +119,8 @@ def _dispatch(options: argparse.Namespace, console: Console) -> int:
         from sim2real.log_commands import run
 
         return run(options, lambda text: console.print(_plain(text)))
+    elif options.verb == "learn":
+        _learn(options, console)
     elif options.verb == "parameters":
         _parameters(options, console)
     elif options.verb == "preview":
@@ -262,6 +273,37 @@ def _sweep(options: argparse.Namespace, console: Console) -> None:
     found = sweep(recipe, options.output, again=options.again, say=lambda line: console.print(_plain(line)))
     console.print(f"best validation score {found.best_score:.5g}, unswept {found.baseline_score:.5g}")
     console.print(f"best recipe: {_plain(str(found.best_recipe))}")
+
+
+def _learn(options: argparse.Namespace, console: Console) -> None:
+    from rich.table import Table
+
+    from sim2real.learn import learn
+    from sim2real.logs import read_logs
+    from sim2real.pipeline import set_threads
+
+    set_threads()
+    with console.status("reading") as status:
+        found = learn(
+            read_logs(options.path, options.schema),
+            options.output,
+            epochs=options.epochs,
+            members=options.members,
+            hidden=tuple(options.hidden),
+            seed=options.seed,
+            again=options.again,
+            say=lambda line: status.update(_plain(line)),
+        )
+    console.print(f"on {len(found.held_out)} recordings that were not learned from:")
+    table = Table("steps", "seconds", "error, 1 = no change", "90 % holds", "by chance", box=None, pad_edge=False)
+    table.add_column("furthest from 90 %")
+    for row in found.scores:
+        low, high = row["coverage90_interval"]
+        worst = f"{row['worst']}: {row['coverage90_by_channel'][row['worst']]:.0%}"
+        told = (f"{row['seconds']:.3g}", f"{row['nrmse']:.4f}", f"{row['coverage']['0.9']:.0%}")
+        table.add_row(str(row["steps"]), *told, f"{low:.0%} to {high:.0%}", _plain(worst))
+    console.print(table)
+    console.print(f"model: {_plain(str(options.output / 'model'))}")
 
 
 def _parameters(options: argparse.Namespace, console: Console) -> None:

@@ -250,7 +250,7 @@ class Updates:
         if (told or {}).get("identity") != self.identity:
             raise ModelError(
                 f"the checkpoint {path} is of another model, schedule or number of transitions; remove it to start "
-                "over, or name another one"
+                "over (--again), or name another one"
             )
         self.training = Training(json.loads(told["history"]), tensors["best_nll"], int(told["waited"]))
         with torch.no_grad():

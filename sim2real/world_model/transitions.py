@@ -84,6 +84,8 @@ class Transitions:
         """
         rows: list[tuple[Numbers, Numbers, Numbers]] = []
         for e in episodes:
+            if e.channels != episodes[0].channels:
+                raise LogError(f"{e.name} has other channels than {episodes[0].name}; learn from recordings that agree")
             if len(e.commanded_at) != len(e.observed_at) - 1 or (e.commanded_at != e.observed_at[:-1]).any():
                 raise LogError(
                     f"{e.name}: expected an action at the time of every observation but the last, as an environment "

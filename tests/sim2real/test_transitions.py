@@ -299,6 +299,8 @@ def test_episodes_give_their_transitions_but_for_what_is_excluded() -> None:
     kept = [0, 1, 2, 3, 5, 6, 7, 8, 9]
     np.testing.assert_array_equal(data.following[:9], log.observations[1:][kept])
     np.testing.assert_array_equal(data.observations[:9], log.observations[:-1][kept])
+    with pytest.raises(LogError, match="log has other channels than log"):
+        Transitions.of([log, episode(channels=Channels((("angle", "deg"), ("speed", "rad/s")), (("torque", "N·m"),)))])
     with pytest.raises(LogError, match="log: expected an action at the time of every observation"):
         Transitions.of([episode(commanded_at=0.05 * np.arange(10) + 0.01)])
 
