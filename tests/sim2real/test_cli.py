@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,6 +64,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     done = sim2real("run", PENDULUM, *SMALL, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "runs", done.stdout
+
+
+def test_a_check_says_how_many_truths_were_held_and_keeps_them(tmp_path: Path) -> None:
+    few = ("identify", PENDULUM, *SMALL, "--check", 2)
+    first = sim2real(*few, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"dynamics.payload.mass +[0-2] of 2 ", first.stdout), first.stdout
+    assert re.search(r"90 % intervals hold [0-9.]+% of the truths", first.stdout)
+    (kept,) = tmp_path.glob("runs/*/check")
+    assert json.loads((kept / "check.json").read_text())["truths"] == 2
+    before = (kept / "truth-0001.json").stat().st_mtime_ns
+    again = sim2real(*few, cwd=tmp_path)
+    assert again.stdout == first.stdout
+    assert (kept / "truth-0001.json").stat().st_mtime_ns == before, "it was not identified again"
 
 
 def test_run_writes_everything(finished: tuple[Path, str]) -> None:
