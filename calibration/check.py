@@ -165,10 +165,16 @@ def check(
 
     Raises:
         NonFiniteError: a truth cannot be simulated.
-        LogError: the folder holds truths of another seed, of other parameters or of other noise.
+        LogError: the folder holds truths of another seed or prior, of other recordings or other noise.
     """
     values = prior.against(plant.nominal())
-    asked = {"seed": seed, "names": list(values.names), "noise": np.asarray(noise).tolist(), "correlation": correlation}
+    asked = {
+        "seed": seed,
+        "prior": {p.name: str(p.distribution) for p in values},
+        "recordings": [f"{e.name}: {len(e)} steps" for e in episodes],
+        "noise": np.asarray(noise).tolist(),
+        "correlation": correlation,
+    }
     rows: dict[int, Any] = _kept(folder, truths, asked) if folder else {}
     jobs = {k: (body or plant, plant, list(episodes), values, identify, list(channels), noise, correlation, [seed, k])
             for k in range(truths) if k not in rows}  # fmt: skip
@@ -189,8 +195,11 @@ def check(
     elif jobs:
         with ProcessPoolExecutor(workers, get_context("spawn"), _single_thread) as pool:
             waiting = {pool.submit(_one, *job): k for k, job in jobs.items()}
-            for done in as_completed(waiting):
-                put(waiting[done], done.result())
+            try:
+                for done in as_completed(waiting):
+                    put(waiting[done], done.result())
+            finally:
+                pool.shutdown(cancel_futures=True)
     return Check(values.names, *(np.array([rows[k][i] for k in range(truths)]) for i in range(5)))
 
 

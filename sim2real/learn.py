@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sim2real.episodes import Episode
-from sim2real.errors import LogError
+from sim2real.errors import LogError, NonFiniteError
 from sim2real.run_directory import RunDirectory, write_json
 from sim2real.world_model import Schedule, TransitionConfig, TransitionEnsemble, Transitions, fit_transitions
 from sim2real.world_model.scores import calibration
@@ -33,7 +34,7 @@ class Learned:
     Attributes:
         model: trained.
         scores: an entry for each number of steps ahead, on recordings that were not learned from: `steps`, `seconds`,
-            `windows`, `nrmse` (1 = as bad as if nothing changed) and what `scores.calibration` returns.
+            `windows`, `nrmse` (error relative to that of foretelling no change) and what `scores.calibration` returns.
         held_out: names of those recordings.
     """
 
@@ -77,6 +78,8 @@ def learn(
         raise LogError(f"expected two recordings at least, one to learn from and one to score, found {len(episodes)}")
     held_out = list(episodes[9::10]) or [episodes[-1]]
     train = [e for e in episodes if not any(e is h for h in held_out)]
+    Transitions.of(episodes)  # raises for those that are held out, too
+    timestep = _timestep(episodes)
     run = RunDirectory(directory)
     checkpoint = directory / "checkpoint.safetensors"
     if again:
@@ -85,13 +88,16 @@ def learn(
     data = Transitions.of(train)
     run.belongs_to(_fingerprint(episodes))
     config = TransitionConfig(
-        data.observations.shape[1], data.actions.shape[1], _timestep(episodes), members, members, hidden, data.names
+        data.observations.shape[1], data.actions.shape[1], timestep, members, members, hidden, data.names
     )
     model = TransitionEnsemble(config, seed)
     batch = int(np.clip(len(data) // UPDATES, SMALLEST, LARGEST))
     schedule = Schedule(epochs=epochs, batch=batch, seed=seed)
     say(f"{len(data)} transitions of {len(train)} recordings, batches of {batch}")
-    fit_transitions(model, data, schedule, checkpoint=checkpoint, curves=directory, progress=say)
+    curves = directory if find_spec("tensorboard") else None
+    if curves is None:
+        say("TensorBoard is not installed: no curves are written")
+    fit_transitions(model, data, schedule, checkpoint=checkpoint, curves=curves, progress=say)
     model.save(directory / "model")
     scores = ahead(model, held_out, seed=seed)
     names = tuple(e.name for e in held_out)
@@ -114,9 +120,14 @@ def ahead(model: TransitionEnsemble, episodes: Sequence[Episode], seed: int = 0)
         windows = windows[:: max(len(windows) // ENOUGH, 1)]
         start, after = (np.stack([e.observations[k + i] for e, k in windows]) for i in (0, steps))
         actions = np.stack([e.actions[k : k + steps] for e, k in windows])
-        found = model.predict(start, actions, particles=20, seed=seed)
+        try:
+            found = model.predict(start, actions, particles=20, seed=seed)
+        except NonFiniteError:
+            if steps == AHEAD[0]:
+                raise
+            break  # so far ahead it diverges, and further, too
         mean, variance = (v[:, -1].double().numpy() for v in (found.mean, found.variance))
-        changes = (after - start).std(0)
+        changes = np.sqrt(((after - start) ** 2).mean(0))
         moving = changes > 0
         error = np.sqrt(((mean - after) ** 2).mean(0))
         # a block is about a second, and never of two recordings
@@ -151,6 +162,7 @@ def _timestep(episodes: Sequence[Episode]) -> float:
 def _fingerprint(episodes: Sequence[Episode]) -> str:
     digest = hashlib.sha256()
     for e in episodes:
+        digest.update(repr((e.name, e.channels, e.excluded)).encode())
         for values in (e.observed_at, e.observations, e.actions):
             digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor, nn
 
-from sim2real.errors import LogError, ModelError, NonFiniteError
+from sim2real.errors import LogError, ModelError
 from sim2real.prediction import LEVEL, Prediction
 from sim2real.world_model import storage
 from sim2real.world_model.network import BatchedMLP, bounded
@@ -34,7 +34,7 @@ class TransitionConfig:
         members: of the ensemble.
         elites: members that predict, the best on held-out transitions.
         hidden: widths of the hidden layers.
-        names: of the observations.
+        names: of the observations; numbered where not given.
     """
 
     observations: int
@@ -48,6 +48,13 @@ class TransitionConfig:
     def __post_init__(self) -> None:
         if not 0 < self.elites <= self.members:
             raise ModelError(f"expected between 1 and {self.members} elites, as many as members, found {self.elites}")
+        if min(self.observations, self.actions, *self.hidden, 1) < 1:
+            raise ModelError(
+                f"expected widths of one at least, found {self.observations} observations, {self.actions} actions and "
+                f"hidden layers {self.hidden}"
+            )
+        names = self.names or tuple(f"observation {i}" for i in range(self.observations))
+        object.__setattr__(self, "names", names)
 
 
 class TransitionEnsemble(nn.Module):
@@ -163,6 +170,8 @@ class TransitionEnsemble(nn.Module):
                 f"expected observations (B, {size}) and actions (B, H, {width}), found {observations.shape} and "
                 f"{actions.shape}"
             )
+        if particles < 2 or not actions.shape[1]:
+            raise ModelError(f"expected two particles and one step at least, found {particles} and {actions.shape[1]}")
         device, members, many = self.input_mean.device, self.config.members, len(observations)
         generator = torch.Generator(device).manual_seed(seed)
         # the first of 1 + particles trajectories follows the means
@@ -177,19 +186,20 @@ class TransitionEnsemble(nn.Module):
             state = state + kick
             path.append(state)
         found = torch.stack(path, -2)[self.elites].reshape(len(self.elites), 1 + particles, many, -1, size)
-        if not torch.isfinite(found[:, 0]).all():
-            raise NonFiniteError("the model diverged: its mean prediction is not finite; train it on more data")
         horizon = self.config.timestep * torch.arange(1, actions.shape[1] + 1)
-        return Prediction.from_members(found[:, 0], found[:, 1:].var(1, unbiased=True), horizon)
+        within = found[:, 1:].var(1, unbiased=True)
+        return Prediction.from_members(found[:, 0], within, horizon).require_finite("the model of transitions")
 
     @torch.no_grad()
     def recalibrate(self, data: Transitions, rows: Rows) -> None:
         """Stretch each observation's noise so that the 90 % interval of a step holds 90 % of held-out transitions."""
-        x, y = self.normalised(data, rows)
-        mean, log_variance = self.answer(x.expand(self.config.members, -1, -1))
-        mean, variance = mean[self.elites], torch.exp(log_variance[self.elites]).mean(0)
-        error2 = ((mean.mean(0) - y) ** 2).double().cpu().numpy()
-        noise, apart = (v.double().cpu().numpy() for v in (variance, mean.var(0, unbiased=False)))
+        parts = []
+        for first in range(0, len(rows), CHUNK):
+            x, y = self.normalised(data, rows[first : first + CHUNK])
+            mean, log_variance = (v[self.elites] for v in self.answer(x.expand(self.config.members, -1, -1)))
+            found = ((mean.mean(0) - y) ** 2, torch.exp(log_variance).mean(0), mean.var(0, unbiased=False))
+            parts.append([v.double().cpu().numpy() for v in found])
+        error2, noise, apart = (np.concatenate([p[i] for p in parts]) for i in range(3))
         half = stats.norm.ppf(0.5 + LEVEL / 2)
 
         def inside(stretch: float, i: int) -> float:

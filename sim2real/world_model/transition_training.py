@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sim2real.errors import LogError, ModelError, NonFiniteError
+from sim2real.errors import LogError, ModelError, NonFiniteError, require
 from sim2real.world_model.network import gaussian_nll, hardness
 from sim2real.world_model.transition_ensemble import TransitionEnsemble
 from sim2real.world_model.transitions import CHUNK, Rows, Transitions
@@ -57,8 +58,11 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise ModelError(f"expected a share of held-out transitions between 0 and 1, found {self.held_out}")
-        if self.epochs < 1 or self.batch < 1:
-            raise ModelError(f"expected one epoch and one transition at least, found {self.epochs} and {self.batch}")
+        for what in ("epochs", "batch", "patience"):
+            if getattr(self, what) < 1:
+                raise ModelError(f"expected {what} of one at least, found {getattr(self, what)}")
+        if self.seed < 0:
+            raise ModelError(f"expected a seed of zero or more, found {self.seed}")
 
 
 @dataclass
@@ -174,7 +178,10 @@ class Updates:
 
     def __init__(self, model: TransitionEnsemble, schedule: Schedule, many: int) -> None:
         self.model, self.schedule = model, schedule
-        self.identity = json.dumps({"config": asdict(model.config), "schedule": asdict(schedule), "transitions": many})
+        normalisers = (model.input_mean, model.input_scale, model.change_mean, model.change_scale)
+        seen = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in normalisers)).hexdigest()
+        settings = {"config": asdict(model.config), "schedule": asdict(schedule)}
+        self.identity = json.dumps({**settings, "transitions": many, "normalisers": seen})
         self.weights = list(model.network.parameters())
         self.anchors = [w.detach().clone() for w in self.weights]
         self.best = [w.detach().clone() for w in self.weights]
@@ -249,7 +256,7 @@ class Updates:
             raise ModelError(f"the checkpoint {path} is damaged ({error}); remove it to start over") from None
         if (told or {}).get("identity") != self.identity:
             raise ModelError(
-                f"the checkpoint {path} is of another model, schedule or number of transitions; remove it to start "
+                f"the checkpoint {path} is of another model, schedule or other transitions; remove it to start "
                 "over (--again), or name another one"
             )
         self.training = Training(json.loads(told["history"]), tensors["best_nll"], int(told["waited"]))
@@ -258,7 +265,9 @@ class Updates:
                 w.copy_(tensors[f"weight.{i}"])
                 self.best[i], self.anchors[i] = (tensors[f"{k}.{i}"].to(w.device) for k in ("best", "anchor"))
                 first = f"adam.{i}."
-                self.adam.state[w] = {k.removeprefix(first): v for k, v in tensors.items() if k.startswith(first)}
+                mine = {k.removeprefix(first): v.to(w.device) for k, v in tensors.items() if k.startswith(first)}
+                self.adam.state[w] = mine
+                self.constant[i] = self.pull[i] * self.anchors[i]
         rng = np.random.default_rng()
         rng.bit_generator.state = json.loads(told["rng"])
         return rng
@@ -267,6 +276,7 @@ class Updates:
 def _writer(folder: Path | None) -> Any:
     if folder is None:
         return None
+    require("tensorboard", "tune")
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder))

@@ -42,8 +42,14 @@ class Transitions:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for field in FIELDS:
+            values = getattr(self, field)
+            if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
+                raise LogError(
+                    f"expected {field} of two axes and floating numbers, found {values.shape} {values.dtype}"
+                )
         many, width = self.observations.shape
-        if self.following.shape != (many, width) or len(self.actions) != many or self.actions.ndim != 2:
+        if self.following.shape != (many, width) or len(self.actions) != many:
             raise LogError(
                 f"expected observations (N, O), actions (N, A) and following (N, O), found {self.observations.shape}, "
                 f"{self.actions.shape} and {self.following.shape}"
@@ -104,13 +110,16 @@ class Transitions:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for field in FIELDS:
-            np.save(directory / f"{field}.npy", getattr(self, field), allow_pickle=False)
+            # beside the old file, which may be the very one that is mapped
+            partial = directory / f"{field}.partial.npy"
+            np.save(partial, getattr(self, field), allow_pickle=False)
+            partial.replace(directory / f"{field}.npy")
         document = {"format_version": FORMAT_VERSION, "names": self.names}
         (directory / "transitions.json").write_text(json.dumps(document, indent=1))
 
     @classmethod
     def open(cls, directory: str | Path) -> Transitions:
-        """Map what `save` wrote into memory: only the rows that are used are read.
+        """Map what `save` wrote into memory: all rows are looked at once, but none stays there.
 
         Raises:
             ModelError: files are missing, damaged or of another format.
@@ -118,13 +127,14 @@ class Transitions:
         directory = Path(directory)
         try:
             document = json.loads((directory / "transitions.json").read_text())
+            names = tuple(document["names"])
             arrays = [np.load(directory / f"{field}.npy", mmap_mode="r", allow_pickle=False) for field in FIELDS]
         except FileNotFoundError as error:
             raise ModelError(f"no transitions in {directory}: {Path(error.filename).name} is missing") from None
-        except ValueError as error:
+        except (ValueError, EOFError, KeyError, TypeError) as error:
             raise ModelError(f"the transitions in {directory} are damaged: {error}") from None
-        found = document.get("format_version") if isinstance(document, dict) else None
+        found = document.get("format_version")
         if found != FORMAT_VERSION:
             raise ModelError(f"the transitions in {directory} have format {found}, this version reads {FORMAT_VERSION}")
         seen, sent, after = arrays
-        return cls(seen, sent, after, tuple(document["names"]))
+        return cls(seen, sent, after, names)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -85,15 +87,32 @@ def test_scores_are_those_of_a_model_that_nothing_moves(episodes: list[Episode])
     assert rows[1]["nrmse"] == pytest.approx(1.0, abs=0.05)
     assert rows[20]["seconds"] == pytest.approx(1.0)
     assert 0.8 < rows[1]["coverage"]["0.9"] < 1.0
+    drifting = [replace(e, observations=e.observations + np.arange(61.0)[:, None]) for e in episodes]
+    for row in ahead(model, drifting):
+        assert row["nrmse"] == pytest.approx(1.0, abs=0.05), "what drifts is no better foretold by no change"
 
 
 def test_too_few_and_uneven_recordings_are_refused(episodes: list[Episode], tmp_path: Path) -> None:
     with pytest.raises(LogError, match="expected two recordings at least"):
         learn(episodes[:1], tmp_path)
+    other = replace(episodes[-1], channels=replace(episodes[0].channels, actions=(("other", "1"),)))
+    with pytest.raises(LogError, match="has other channels than"):
+        learn([*episodes[:3], other], tmp_path)
     t = episodes[0].observed_at ** 1.5
     uneven = replace(episodes[0], observed_at=t, commanded_at=t[:-1])
     with pytest.raises(LogError, match="expected steps of one length"):
         learn([uneven, replace(uneven, name="other")], tmp_path)
+
+
+def test_the_code_of_the_page_runs(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "world_model.md").read_text()
+    part = page.split("## An environment's observations")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL)
+    (tmp_path / "logs").symlink_to(logs)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code.replace("epochs=60", "epochs=1"), names)
+    assert names["prediction"].mean.shape == (8, 20, 3)
 
 
 def test_the_command_line_says_how_far_ahead_it_can_be_trusted(logs: Path, tmp_path: Path) -> None:

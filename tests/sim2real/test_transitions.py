@@ -168,13 +168,18 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(tmp_path: Path) -> No
 
     with pytest.raises(KeyboardInterrupt):
         fit_transitions(killed, data, schedule, checkpoint=path, progress=kill)
-    again, lines = small(), []
-    fit_transitions(again, data, schedule, checkpoint=path, progress=lines.append)
-    assert lines[0] == "3 epochs were trained before"
-    for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    with pytest.raises(ModelError, match="another model, schedule or number of transitions"):
+    kept = path.read_bytes()
+    for again in (small(), small(seed=5), killed):
+        path.write_bytes(kept)
+        lines: list[str] = []
+        fit_transitions(again, data, schedule, checkpoint=path, progress=lines.append)
+        assert lines[0] == "3 epochs were trained before"
+        for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+    with pytest.raises(ModelError, match="another model, schedule or other transitions"):
         fit_transitions(small(), data, replace(schedule, rate=1e-4), checkpoint=path)
+    with pytest.raises(ModelError, match="another model, schedule or other transitions"):
+        fit_transitions(small(), springs(300, seed=9), schedule, checkpoint=path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ModelError, match="is damaged"):
         fit_transitions(small(), data, schedule, checkpoint=path)
@@ -227,6 +232,7 @@ def test_what_is_not_a_number_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
+        (((5,), (5, 1), (5,)), "expected observations of two axes"),
         (((5, 2), (4, 1), (5, 2)), "expected observations"),
         (((5, 2), (5, 1), (5, 3)), "expected observations"),
         (((0, 2), (0, 1), (0, 2)), "no transition"),
@@ -235,6 +241,24 @@ def test_what_is_not_a_number_is_refused_by_name() -> None:
 def test_shapes_that_disagree_are_refused(shapes: Any, message: str) -> None:
     with pytest.raises(LogError, match=message):
         Transitions(*(np.zeros(s) for s in shapes))
+
+
+def test_whole_numbers_that_would_wrap_are_refused() -> None:
+    falling = np.arange(5, 0, -1, dtype=np.uint8)[:, None]
+    with pytest.raises(LogError, match=r"floating numbers, found .* uint8"):
+        Transitions(falling, np.zeros((5, 1)), falling)
+
+
+@pytest.mark.parametrize("wrong", [{"hidden": (0,)}, {"observations": 0}, {"hidden": (-3, 4)}])
+def test_widths_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="expected widths of one at least"):
+        small(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"patience": 0}, {"epochs": 0}, {"batch": 0}, {"seed": -1}, {"held_out": 1.0}])
+def test_schedules_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="expected"):
+        Schedule(**wrong)
 
 
 def test_data_of_another_width_are_refused() -> None:
@@ -275,6 +299,12 @@ def test_transitions_come_back_from_the_disk(tmp_path: Path) -> None:
     again = Transitions.open(tmp_path)
     assert again.names == ("angle", "speed")
     np.testing.assert_array_equal(again.following, data.following)
+    again.save(tmp_path)  # over the very files that it is mapped from
+    np.testing.assert_array_equal(Transitions.open(tmp_path).following, data.following)
+    (tmp_path / "observations.npy").write_bytes(b"")
+    with pytest.raises(ModelError, match="are damaged"):
+        Transitions.open(tmp_path)
+    data.save(tmp_path)
     (tmp_path / "actions.npy").unlink()
     with pytest.raises(ModelError, match=r"actions.npy is missing"):
         Transitions.open(tmp_path)
@@ -329,3 +359,7 @@ def test_models_of_another_kind_are_refused(trained: TransitionEnsemble, tmp_pat
 def test_shapes_of_a_question_are_checked(trained: TransitionEnsemble) -> None:
     with pytest.raises(ModelError, match=r"expected observations \(B, 2\) and actions \(B, H, 1\)"):
         trained.predict(np.zeros((3, 2)), np.zeros((3, 4, 2)))
+    with pytest.raises(ModelError, match="expected two particles and one step"):
+        trained.predict(np.zeros((3, 2)), np.zeros((3, 4, 1)), particles=1)
+    with pytest.raises(ModelError, match="expected two particles and one step"):
+        trained.predict(np.zeros((3, 2)), np.zeros((3, 0, 1)))
