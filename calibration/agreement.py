@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sim2real.calibration.replay import Replay
-from sim2real.calibration.shooting import ENOUGH, ShootingProblem, bounded_step, refine
+from sim2real.calibration.search import ENOUGH
+from sim2real.calibration.shooting import ShootingProblem, bounded_step, refine
 from sim2real.calibration.spread import Blocks, width_of
 from sim2real.calibration.unknowns import Unknowns
 from sim2real.episodes import Array

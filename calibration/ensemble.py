@@ -13,7 +13,8 @@ import numpy as np
 from cmaes import CMA
 
 from sim2real.calibration.replay import Replay
-from sim2real.calibration.shooting import ENOUGH, SHORT, Fit, Sensitivity, ShootingProblem, restore, solve
+from sim2real.calibration.search import ENOUGH, SHORT, solve
+from sim2real.calibration.shooting import Fit, Sensitivity, ShootingProblem, restore
 from sim2real.calibration.spread import principal_axes
 from sim2real.calibration.unknowns import Marginals
 from sim2real.episodes import Array

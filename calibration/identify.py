@@ -15,16 +15,8 @@ from sim2real.calibration.growing import FIRST, foreseeable, longest_possible, n
 from sim2real.calibration.neural import fit_npe
 from sim2real.calibration.posterior import Posterior
 from sim2real.calibration.replay import Replay, replays
-from sim2real.calibration.shooting import (
-    ShootingProblem,
-    misfit,
-    other_optima,
-    refine,
-    restore,
-    settle,
-    solve,
-    square_root,
-)
+from sim2real.calibration.search import other_optima, settle, solve
+from sim2real.calibration.shooting import ShootingProblem, misfit, refine, restore, square_root
 from sim2real.calibration.spread import Blocks, bootstrap, divergence, polish, principal_axes, roughness
 from sim2real.calibration.unknowns import Marginals, Unknowns
 from sim2real.episodes import Array, Episode
