@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -11,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sim2real.episodes import Episode
+from sim2real.episodes import Episode, digest
 from sim2real.errors import LogError, NonFiniteError
 from sim2real.run_directory import RunDirectory, write_json
 from sim2real.world_model import Schedule, TransitionConfig, TransitionEnsemble, Transitions, fit_transitions
 from sim2real.world_model.scores import calibration
+from sim2real.world_model.transitions import require_steps
 
 # How many steps ahead the model is scored, where recordings are long enough.
 AHEAD = (1, 5, 10, 20, 50)
@@ -78,7 +78,7 @@ def learn(
         raise LogError(f"expected two recordings at least, one to learn from and one to score, found {len(episodes)}")
     held_out = list(episodes[9::10]) or [episodes[-1]]
     train = [e for e in episodes if not any(e is h for h in held_out)]
-    Transitions.of(episodes)  # raises for those that are held out, too
+    require_steps(episodes)
     timestep = _timestep(episodes)
     run = RunDirectory(directory)
     checkpoint = directory / "checkpoint.safetensors"
@@ -86,7 +86,7 @@ def learn(
         run.clear()
         checkpoint.unlink(missing_ok=True)
     data = Transitions.of(train)
-    run.belongs_to(_fingerprint(episodes))
+    run.belongs_to(digest(episodes, *(repr((e.name, e.channels, e.excluded)) for e in episodes)))
     config = TransitionConfig(
         data.observations.shape[1], data.actions.shape[1], timestep, members, members, hidden, data.names
     )
@@ -157,12 +157,3 @@ def _timestep(episodes: Sequence[Episode]) -> float:
             f"{usual:g} s; resample the recordings"
         )
     return usual
-
-
-def _fingerprint(episodes: Sequence[Episode]) -> str:
-    digest = hashlib.sha256()
-    for e in episodes:
-        digest.update(repr((e.name, e.channels, e.excluded)).encode())
-        for values in (e.observed_at, e.observations, e.actions):
-            digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from sim2real.adapters import Chain
-from sim2real.episodes import Episode
+from sim2real.episodes import Episode, digest
 from sim2real.errors import LogError
 from sim2real.logs import LogSchema, read_logs
 from sim2real.plant import Plant
@@ -39,12 +38,8 @@ class Recordings:
 
     def fingerprint(self) -> str:
         """Return a digest of every number in the recordings."""
-        digest = hashlib.sha256()
         changed = [e for s in self.shift for e in (s.adapt_to, *s.recordings)]
-        for e in (*self.train, *self.validation, *self.test, *changed):
-            for values in (e.observed_at, e.observations, e.commanded_at, e.actions):
-                digest.update(np.ascontiguousarray(values).tobytes())
-        return digest.hexdigest()
+        return digest((*self.train, *self.validation, *self.test, *changed))
 
 
 @dataclass(frozen=True)

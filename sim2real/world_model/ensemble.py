@@ -244,10 +244,4 @@ class EnsembleDynamics(nn.Module):
         Raises:
             ModelError: files are missing, damaged or of another format.
         """
-        config, tensors = storage.read(cls.__name__, EnsembleConfig.__dataclass_fields__, directory)
-        try:
-            model = cls(EnsembleConfig(**config))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"the model in {directory} is damaged: its config.json: {error}") from None
-        storage.fill(model, tensors, directory)
-        return model
+        return storage.load(cls, EnsembleConfig, directory)

@@ -41,7 +41,7 @@ class BatchedMLP(nn.Module):
         return x
 
 
-def bounded(log_variance: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def bounded(log_variance: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """Keep log variances within soft bounds (Chua et al. 2018, appendix A.1)."""
     log_variance = high - nn.functional.softplus(high - log_variance)
     return low + nn.functional.softplus(log_variance - low)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from sim2real.errors import ModelError
 
 FORMAT_VERSION = 1
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def save(model: nn.Module, config: Mapping[str, Any], directory: str | Path) -> None:
@@ -25,8 +27,8 @@ def save(model: nn.Module, config: Mapping[str, Any], directory: str | Path) -> 
     (directory / "config.json").write_text(json.dumps(document, indent=1))
 
 
-def read(kind: str, fields: Mapping[str, Any], directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the fields of a saved model's config, lists as tuples, and its weights.
+def load(kind: type[Model], config: type[Any], directory: str | Path) -> Model:
+    """Read what `save` wrote: a model of a kind that is built from a dataclass of its configuration.
 
     Raises:
         ModelError: files are missing, damaged, of another format or of another kind of model.
@@ -43,19 +45,17 @@ def read(kind: str, fields: Mapping[str, Any], directory: str | Path) -> tuple[d
     found = document.get("format_version") if isinstance(document, dict) else None
     if found != FORMAT_VERSION:
         raise ModelError(f"the model in {directory} has format {found}, this version reads {FORMAT_VERSION}")
-    if document.get("class") != kind:
-        raise ModelError(f"{directory} holds a {document.get('class')}, expected a {kind}")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in fields}, tensors
-
-
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], directory: str | Path) -> None:
-    """Put weights that were read into a model.
-
-    Raises:
-        ModelError: they do not fit it.
-    """
+    if document.get("class") != kind.__name__:
+        raise ModelError(f"{directory} holds a {document.get('class')}, expected a {kind.__name__}")
+    known = {f.name for f in fields(config)}
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in known}
+    try:
+        model = kind(config(**settings))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"the model in {directory} is damaged: its config.json: {error}") from None
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"the weights in {directory} do not fit its config.json: {reason}") from None
+    return model

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import optimize, stats
+from scipy import optimize
 from torch import Tensor, nn
 
 from sim2real.errors import LogError, ModelError
 from sim2real.prediction import LEVEL, Prediction
 from sim2real.world_model import storage
 from sim2real.world_model.network import BatchedMLP, bounded
+from sim2real.world_model.scores import half_width
 from sim2real.world_model.transitions import CHUNK, Numbers, Rows, Transitions
 
 # Log variances of normalised changes lie between these.
@@ -129,8 +130,7 @@ class TransitionEnsemble(nn.Module):
     def answer(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the log variance of the normalised changes, (M, B, O) each, for inputs (M, B, O + A)."""
         mean, log_variance = self.network(inputs).chunk(2, -1)
-        low, high = (torch.tensor(v, device=mean.device) for v in LOG_VARIANCE)
-        return mean, bounded(log_variance, low, high)
+        return mean, bounded(log_variance, *LOG_VARIANCE)
 
     def step(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Advance one step.
@@ -200,7 +200,7 @@ class TransitionEnsemble(nn.Module):
             found = ((mean.mean(0) - y) ** 2, torch.exp(log_variance).mean(0), mean.var(0, unbiased=False))
             parts.append([v.double().cpu().numpy() for v in found])
         error2, noise, apart = (np.concatenate([p[i] for p in parts]) for i in range(3))
-        half = stats.norm.ppf(0.5 + LEVEL / 2)
+        half = half_width(LEVEL)
 
         def inside(stretch: float, i: int) -> float:
             return float((error2[:, i] <= half**2 * (np.exp(2 * stretch) * noise[:, i] + apart[:, i])).mean()) - LEVEL
@@ -222,13 +222,7 @@ class TransitionEnsemble(nn.Module):
         Raises:
             ModelError: files are missing, damaged or of another format.
         """
-        config, tensors = storage.read(cls.__name__, TransitionConfig.__dataclass_fields__, directory)
-        try:
-            model = cls(TransitionConfig(**config))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"the model in {directory} is damaged: its config.json: {error}") from None
-        storage.fill(model, tensors, directory)
-        return model
+        return storage.load(cls, TransitionConfig, directory)
 
 
 def _moments(many: int, values: Callable[[slice], Numbers]) -> tuple[Numbers, Numbers]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.episodes import Episode
+from sim2real.episodes import Episode, all_finite
 from sim2real.errors import LogError, ModelError
 
 FORMAT_VERSION = 1
@@ -63,7 +63,8 @@ class Transitions:
         what = {"observations": names, "actions": tuple(f"action {i}" for i in range(self.actions.shape[1]))}
         for field in FIELDS:
             for first, some in self.chunks(field):
-                if not np.isfinite(some.sum()) and not (finite := np.isfinite(some)).all():
+                if not all_finite(some):
+                    finite = np.isfinite(some)
                     row, column = np.argwhere(~finite)[0]
                     name = what.get(field, names)[column]
                     where = "the following observation" if field == "following" else "the transition"
@@ -88,15 +89,9 @@ class Transitions:
         Raises:
             LogError: there is none, or observations and actions are not on the same clock.
         """
+        require_steps(episodes)
         rows: list[tuple[Numbers, Numbers, Numbers]] = []
         for e in episodes:
-            if e.channels != episodes[0].channels:
-                raise LogError(f"{e.name} has other channels than {episodes[0].name}; learn from recordings that agree")
-            if len(e.commanded_at) != len(e.observed_at) - 1 or (e.commanded_at != e.observed_at[:-1]).any():
-                raise LogError(
-                    f"{e.name}: expected an action at the time of every observation but the last, as an environment "
-                    "records it; resample it, or learn from it with fit_to_recordings"
-                )
             kept = ~e.is_excluded(e.observed_at[:-1], e.observed_at[1:])
             rows.append((e.observations[:-1][kept], e.actions[kept], e.observations[1:][kept]))
         if not rows:
@@ -138,3 +133,15 @@ class Transitions:
             raise ModelError(f"the transitions in {directory} have format {found}, this version reads {FORMAT_VERSION}")
         seen, sent, after = arrays
         return cls(seen, sent, after, names)
+
+
+def require_steps(episodes: Sequence[Episode]) -> None:
+    """Raise a LogError where episodes were not recorded step by step, or have other channels than the first one."""
+    for e in episodes:
+        if e.channels != episodes[0].channels:
+            raise LogError(f"{e.name} has other channels than {episodes[0].name}; learn from recordings that agree")
+        if len(e.commanded_at) != len(e.observed_at) - 1 or (e.commanded_at != e.observed_at[:-1]).any():
+            raise LogError(
+                f"{e.name}: expected an action at the time of every observation but the last, as an environment "
+                "records it; resample it, or learn from it with fit_to_recordings"
+            )
