@@ -10,7 +10,8 @@ import numpy as np
 from sim2real.calibration.replay import Replay
 from sim2real.calibration.search import ENOUGH
 from sim2real.calibration.shooting import ShootingProblem, bounded_step, refine
-from sim2real.calibration.spread import Blocks, width_of
+from sim2real.calibration.sigma_points import width_of
+from sim2real.calibration.spread import Blocks
 from sim2real.calibration.unknowns import Unknowns
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError

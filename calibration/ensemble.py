@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from cmaes import CMA
 
 from sim2real.calibration.replay import Replay
 from sim2real.calibration.search import ENOUGH, SHORT, solve
-from sim2real.calibration.shooting import Fit, Sensitivity, ShootingProblem, restore
-from sim2real.calibration.spread import principal_axes
+from sim2real.calibration.shooting import Fit, ShootingProblem, restore
+from sim2real.calibration.sigma_points import EnsembleProblem
 from sim2real.calibration.unknowns import Marginals
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError
@@ -24,38 +23,6 @@ from sim2real.errors import NonFiniteError
 PATIENCE, GENERATIONS = 10, 80
 # What the whole search may not be better than, relative to its first guess: then there is nothing left to find.
 EXACT = 1e-9
-
-
-@dataclass
-class EnsembleProblem(ShootingProblem):
-    """A problem whose sensitivities are regressions over an ensemble as wide as what is not yet known.
-
-    A Gauss-Newton step with them is one of unscented Kalman inversion (Huang, Schneider & Stuart 2022): the ensemble
-    are the sigma points of what is known after the step before, so it narrows as the fit goes on.
-
-    Attributes:
-        axes: (U, U) half axes of the ensemble, a row each; None before the first step.
-    """
-
-    axes: Array | None = None
-
-    @classmethod
-    def of(cls, problem: ShootingProblem, axes: Array | None = None) -> EnsembleProblem:
-        """Return the same problem, fitted with an ensemble."""
-        return cls(**{name: getattr(problem, name) for name in ShootingProblem.__dataclass_fields__}, axes=axes)
-
-    def sensitivities(self, x: Array) -> list[Sensitivity]:
-        """Return what every part says along the axes of what is not yet known, which become those of what is left."""
-        rounds = 1
-        if self.axes is None:
-            self.axes, rounds = principal_axes(self, super().sensitivities(x)), 2
-        for _ in range(rounds):
-            try:
-                told = self.along(x, self.axes)
-            except NonFiniteError:  # too wide an ensemble: the local slope serves once more
-                told = super().sensitivities(x)
-            self.axes = principal_axes(self, told)
-        return told
 
 
 def fit_ensemble(

@@ -10,14 +10,15 @@ import numpy as np
 from sim2real.calibration.agreement import halves_apart, recordings_apart
 from sim2real.calibration.diagnose import residual_report
 from sim2real.calibration.discrepancy import discrepancies
-from sim2real.calibration.ensemble import EnsembleProblem, fit_ensemble
+from sim2real.calibration.ensemble import fit_ensemble
 from sim2real.calibration.growing import FIRST, foreseeable, longest_possible, next_length
 from sim2real.calibration.neural import fit_npe
 from sim2real.calibration.posterior import Posterior
 from sim2real.calibration.replay import Replay, replays
 from sim2real.calibration.search import other_optima, settle, solve
-from sim2real.calibration.shooting import ShootingProblem, misfit, refine, restore, square_root
-from sim2real.calibration.spread import Blocks, bootstrap, divergence, polish, principal_axes, roughness
+from sim2real.calibration.shooting import ShootingProblem, fit_starts, misfit, refine, restore, square_root
+from sim2real.calibration.sigma_points import EnsembleProblem, principal_axes
+from sim2real.calibration.spread import Blocks, bootstrap, divergence, polish, roughness
 from sim2real.calibration.unknowns import Marginals, Unknowns
 from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError, ParameterError, did_you_mean
@@ -143,9 +144,12 @@ def identify(
         longer = next_length(length, limit, longest)
         if window == "auto" and (reach := foreseeable(posed(longer), fit.x)) < min(longer, longest):
             longer = limit = max(reach // length, 1) * length  # so that start states can be taken over
-        length = longer
+        before, length = length, longer
         problem = EnsembleProblem.of(posed(length), axes)
         problem.inherit(solved)
+        begin = problem.shorten(before / length)  # windows that start where none did have a rough guess only
+        fit_starts(begin, fit.x)
+        problem.starts = begin.starts
         progress(f"windows of {min(length, longest):.3g} s")
         if length == limit:
             optima = [settle(problem, f.x, rounds=rounds, progress=progress) for f in optima]
@@ -156,11 +160,12 @@ def identify(
     if method == "npe":
         fit, draws = fit_npe(problem, Marginals(prior, unknowns), optima, samples=samples, rng=rng, progress=progress)
     if draws is None:
-        best, blocks, step = polish(problem, fit.x)
-        draws = bootstrap(problem, best, blocks, samples, rng)
+        fit, blocks, step = polish(problem, fit, rounds=rounds, progress=progress)
+        draws = bootstrap(problem, fit.x, blocks, samples, rng)
     else:
-        best, blocks = fit.x, Blocks.of(problem, fit.x)
-        step = blocks.decrement(problem, best)[1] - best
+        blocks = Blocks.of(problem, fit.x)
+        step = blocks.decrement(problem, fit.x)[1] - fit.x
+    best = fit.x
     left = float(np.max(np.abs(step) / np.maximum(draws.std(0), 1e-300)))
     evidence: dict[str, Any] = {
         "method": method,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sim2real.calibration.shooting import Fit, ShootingProblem, fit_starts, refine, restore
-from sim2real.calibration.spread import at_scale, principal_axes, width_of
+from sim2real.calibration.sigma_points import at_scale, principal_axes, width_of
 from sim2real.calibration.unknowns import Marginals
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError, require

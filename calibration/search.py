@@ -116,11 +116,12 @@ def settle(
     *,
     rounds: int,
     progress: Callable[[str], None],
+    afresh: bool = True,
 ) -> Fit:
     """Refine from `x` and the present start states until a round of it changes nothing; arguments as in `solve`."""
     cost = np.inf
     for k in range(rounds):
-        fit = refine(problem, x, iterations=12, afresh=k == 0)
+        fit = refine(problem, x, iterations=12, afresh=afresh and k == 0)
         progress(f"round {k + 1}: residual {shown(fit.noise)}, mean error {fit.cost:.3g}")
         if alternatives is not None and k < 2:
             stuck, fit = fit, _unstick(problem, fit, alternatives, progress)

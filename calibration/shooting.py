@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +17,12 @@ from sim2real.errors import NonFiniteError
 OUTLYING = 10.0
 # A refinement that leaves the noise that it started with, to this share of it, is the last one.
 STEADY = 0.03
-# A step that takes away less than this share of the cost is followed by one of Newton.
-NEAR = 1e-2
-# Dampings that are tried side by side at each step, relative to the one that served last.
-DAMPINGS = (0.1, 3.0, 100.0)
+# A step that takes away less than these shares of the cost is followed by one with updated slopes, and by Newton's.
+UPDATED, NEAR = 0.3, 1e-2
+# Dampings that are tried side by side at each step, relative to the one that served last, and the largest there is.
+DAMPINGS, MOST_DAMPED = (0.1, 3.0, 100.0), 1e4
+# The start state of a window is fitted until a step takes away less than this share of its cost, so many at most.
+STARTED, START_STEPS = 0.1, 8
 
 
 @dataclass
@@ -45,12 +48,11 @@ class Sensitivity:
             curved: with the curvature of soft L1, the cube of its weights: Newton's steps, which converge fast nearby.
                 Else with the weights themselves (iteratively reweighted least squares), which converge from afar.
         """
-        many = len(self.residual)
+        many, samples = len(self.residual), self.residual[0].size
         root = self.weight[..., None] ** (1.5 if curved else 0.5)
-        a = (root * self.by_state).reshape(many, -1, self.by_state.shape[-1])
-        b = (root * self.by_parameter).reshape(many, -1, self.by_parameter.shape[-1])
-        r = (self.weight * self.residual)[..., None] / root
-        r = r.reshape(many, -1, 1)
+        a = (root * self.by_state).reshape(many, samples, -1)
+        b = (root * self.by_parameter).reshape(many, samples, self.by_parameter.shape[-1])
+        r = ((self.weight * self.residual)[..., None] / root).reshape(many, samples, 1)
         at, bt = np.swapaxes(a, 1, 2), np.swapaxes(b, 1, 2)
         return bt @ b, at @ b, at @ a, (bt @ r)[..., 0], (at @ r)[..., 0]
 
@@ -85,6 +87,7 @@ class ShootingProblem:
         robust: residual, in standard deviations, beyond which the loss grows linearly (soft L1).
         center: (P,) of the prior.
         factor: (P, P) with factor.T @ factor the prior precision.
+        axes: (P, P) half axes of what the data leave open, a row each, as far as they are known.
     """
 
     parts: list[Replay]
@@ -96,6 +99,7 @@ class ShootingProblem:
     robust: float
     center: Array
     factor: Array
+    axes: Array | None = None
 
     @property
     def starts(self) -> list[Array]:
@@ -134,14 +138,17 @@ class ShootingProblem:
                 total = total + self.loss(part.residuals(positions) / self.noise)
             return np.where(np.isfinite(total), total, np.inf)
 
-        try:
-            return some(slice(None))
-        except NonFiniteError:
-            out = np.full(len(candidates), np.inf)
-            for k in range(len(candidates)):
-                with contextlib.suppress(NonFiniteError):
-                    out[k] = some(slice(k, k + 1))[0]
-            return out
+        return _each_where_one_diverges(some, len(candidates), (len(candidates),))
+
+    def losses(self, part: Replay, x: Array, starts: Array) -> Array:
+        """(C, W) losses of the windows of a part at parameters (P,), from start states (C, W, X)."""
+
+        def some(rows: slice) -> Array:
+            here = starts[rows]
+            error = part.residuals(part.run(np.repeat(x[part.columns][None], len(here), 0), here)) / self.noise
+            return self.loss(error.reshape(-1, *error.shape[2:])).reshape(error.shape[:2])
+
+        return _each_where_one_diverges(some, len(starts), starts.shape[:2])
 
     def sensitivities(self, x: Array) -> list[Sensitivity]:
         """Return what every part says at `x` and the present start states."""
@@ -165,6 +172,32 @@ class ShootingProblem:
             residual = residual / self.noise
             none = np.zeros((*residual.shape, len(x)))
             out.append(Sensitivity(residual, self.weights(residual), none, by_state / self.noise[:, None]))
+        return out
+
+    def again(self, x: Array, told: list[Sensitivity]) -> list[Sensitivity]:
+        """Return what every part says at `x` and the present start states, with the slopes that it had nearby."""
+        residuals = [part.residuals_at(x[part.columns]) / self.noise for part in self.parts]
+        return [replace(t, residual=r, weight=self.weights(r)) for t, r in zip(told, residuals, strict=True)]
+
+    def updated(self, x: Array, told: list[Sensitivity], before: tuple[Array, list[Array]]) -> list[Sensitivity]:
+        """Return what every part says at `x` and the present start states, by what it did on the way there.
+
+        Broyden's (1965) update: the least change of the slopes, relative to their size, that explains the step.
+
+        Args:
+            x: (P,).
+            told: what they said before.
+            before: parameters (P,) and start states, (W, X) a part, where they said it.
+        """
+        out = self.again(x, told)
+        for part, t, now, start in zip(self.parts, told, out, before[1], strict=True):
+            slopes = np.concatenate([t.by_parameter, t.by_state], -1)
+            step = np.concatenate([np.repeat((x - before[0])[None], len(start), 0), part.start - start], 1)
+            along = (slopes**2).sum((1, 2)) * step
+            length = np.maximum((along * step).sum(1), 1e-12)
+            wrong = now.residual - t.residual - np.einsum("wmdk,wk->wmd", slopes, step)
+            slopes = slopes + np.einsum("wmd,wk->wmdk", wrong, along / length[:, None])
+            now.by_parameter, now.by_state = slopes[..., : len(x)], slopes[..., len(x) :]
         return out
 
     def along(self, x: Array, directions: Array) -> list[Sensitivity]:
@@ -216,6 +249,18 @@ class ShootingProblem:
         return replace(self, parts=parts)
 
 
+def _each_where_one_diverges(some: Callable[[slice], Array], many: int, shape: tuple[int, ...]) -> Array:
+    """Return `some` of all candidates at once, or of one after the other where one diverges: infinity for that one."""
+    try:
+        return some(slice(None))
+    except NonFiniteError:
+        out = np.full(shape, np.inf)
+        for k in range(many):
+            with contextlib.suppress(NonFiniteError):
+                out[k] = some(slice(k, k + 1))[0]
+        return out
+
+
 def square_root(precision: Array) -> Array:
     """Square root of a positive semi-definite matrix."""
     values, vectors = np.linalg.eigh(precision)
@@ -261,13 +306,14 @@ def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float
         problem.noise = np.ones_like(problem.noise)
         fit_starts(problem, x)
     problem.noise = np.maximum(_robust_std([p.residuals_at(x[p.columns]) for p in problem.parts], problem.parts), 1e-6)
-    damping, gain, settled = 1e-3, np.inf, False
+    told, damping, gain, settled = problem.sensitivities(x), 1e-3, np.inf, False
     for _ in range(iterations):
-        moved, damping, gain = _step(problem, x, damping, near=gain < NEAR)
-        x = moved
+        before = x, problem.starts
+        x, damping, gain = _step(problem, x, told, damping, near=gain < NEAR)
         if gain < tolerance:
             settled = True
             break
+        told = problem.updated(x, told, before) if gain < UPDATED else problem.sensitivities(x)
     found = [p.residuals_at(x[p.columns]) for p in problem.parts]
     errors = np.abs(np.concatenate([r[p.windows.valid] for r, p in zip(found, problem.parts, strict=True)]))
     left = np.maximum(_robust_std(found, problem.parts), 1e-9)
@@ -277,48 +323,71 @@ def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float
 
 
 def fit_starts(problem: ShootingProblem, x: Array) -> None:
-    """Fit the start states of all windows to parameters `x`."""
-    for _ in range(2):
-        _step(problem, x, 1e-3, moves=False)
+    """Fit the start states to parameters `x`, which leaves every window a problem of its own, damped by itself."""
+    for whole in problem.parts:
+        rows, damping = np.arange(len(whole.windows)), np.full(len(whole.windows), 1e-3)
+        for _ in range(START_STEPS):
+            part = whole.select(rows)
+            residual, by_state = part.by_start(x[part.columns])
+            r = residual / problem.noise
+            told = Sensitivity(r, problem.weights(r), np.zeros((*r.shape, 0)), by_state / problem.noise[:, None])
+            _, _, hss, _, gs = told.blocks()
+            tried = damping * np.array(DAMPINGS)[:, None]
+            ahead = part.start - np.stack([_states_ahead(hss, gs[..., None], d)[..., 0] for d in tried])
+            present, losses = problem.loss(r), problem.losses(part, x, ahead)
+            best = np.argmin(losses, 0)[None]
+            lowest, used = (np.take_along_axis(v, best, 0)[0] for v in (losses, tried))
+            better = lowest < present
+            whole.start[rows[better]] = np.take_along_axis(ahead, best[..., None], 0)[0][better]
+            going = lowest < (1 - STARTED) * present
+            going |= ~better & (damping < MOST_DAMPED) & (present > present.mean())
+            rows, damping = rows[going], np.where(better, np.maximum(used, 1e-9), tried[-1])[going]
+            if not len(rows):
+                break
+
+
+def _states_ahead(hss: Array, right: Array, damping: Array | float) -> Array:
+    """(W, X, ...) solutions of the damped normal equations of start states, Hss (W, X, X), damping (W,) or one."""
+    diagonal = np.einsum("wxx->wx", hss)
+    extra = np.asarray(damping)[..., None] * diagonal + 1e-12 * (1 + diagonal)
+    return np.linalg.solve(hss + extra[..., None] * np.eye(hss.shape[-1]), right)
 
 
 def _step(
-    problem: ShootingProblem, x: Array, damping: float, moves: bool = True, near: bool = False
+    problem: ShootingProblem, x: Array, told: list[Sensitivity], damping: float, near: bool
 ) -> tuple[Array, float, float]:
-    """Take the best of some damped steps from `x`; return where it leads, its damping, the share gained of the cost.
+    """Take the best of some damped steps from `x`, the start states along, more and more damped until one gains.
 
-    The start states of the parts move along, or alone where the parameters do not move.
+    Returns:
+        Where it leads, its damping, and the share of the cost that it gained, zero where none does.
     """
-    told = problem.sensitivities(x) if moves else problem.still(x)
     normal = [t.blocks(curved=near) for t in told]
     hpp = sum(b[0].sum(0) for b in normal) + problem.factor.T @ problem.factor
     gp = sum(b[3].sum(0) for b in normal) + problem.factor.T @ (problem.factor @ (x - problem.center))
     present = sum(problem.loss(t.residual[None])[0] for t in told) + problem.prior(x)
-    candidates: list[Array] = []
-    starts: list[list[Array]] = [[] for _ in problem.parts]
-    tried = [damping * d for d in DAMPINGS]
-    for d in tried:
-        h, g, solved = hpp + d * np.diag(np.diag(hpp)), gp.copy(), []
-        for _, hsp, hss, _, gs in normal:
-            diagonal = np.einsum("wxx->wx", hss)
-            damped = hss + (d * diagonal + 1e-12 * (1 + diagonal))[..., None] * np.eye(hss.shape[-1])
-            both = np.linalg.solve(damped, np.concatenate([hsp, gs[..., None]], -1))
-            h = h - np.einsum("wxp,wxq->pq", hsp, both[..., :-1])
-            g = g - np.einsum("wxp,wx->p", hsp, both[..., -1])
-            solved.append(both)
-        dx = np.zeros(len(x))
-        if moves:
+    while damping <= MOST_DAMPED:
+        candidates: list[Array] = []
+        starts: list[list[Array]] = [[] for _ in problem.parts]
+        tried = [damping * d for d in DAMPINGS]
+        for d in tried:
+            h, g, solved = hpp + d * np.diag(np.diag(hpp)), gp.copy(), []
+            for _, hsp, hss, _, gs in normal:
+                both = _states_ahead(hss, np.concatenate([hsp, gs[..., None]], -1), d)
+                h = h - np.einsum("wxp,wxq->pq", hsp, both[..., :-1])
+                g = g - np.einsum("wxp,wx->p", hsp, both[..., -1])
+                solved.append(both)
             dx = bounded_step(h, g, problem.lower - x, problem.upper - x)
-        candidates.append(np.clip(x + dx, problem.lower, problem.upper))
-        for part, both, own in zip(problem.parts, solved, starts, strict=True):
-            own.append(part.start - both[..., -1] - both[..., :-1] @ dx)
-    costs = problem.costs(np.stack(candidates), [np.stack(own) for own in starts])
-    best = int(np.argmin(costs))
-    if not costs[best] < present:
-        return x, tried[-1], 0.0 if damping > 1e4 else 1.0
-    for part, own in zip(problem.parts, starts, strict=True):
-        part.start = own[best]
-    return candidates[best], max(tried[best], 1e-9), float((present - costs[best]) / present)
+            candidates.append(np.clip(x + dx, problem.lower, problem.upper))
+            for part, both, own in zip(problem.parts, solved, starts, strict=True):
+                own.append(part.start - both[..., -1] - both[..., :-1] @ dx)
+        costs = problem.costs(np.stack(candidates), [np.stack(own) for own in starts])
+        best = int(np.argmin(costs))
+        if costs[best] < present:
+            for part, own in zip(problem.parts, starts, strict=True):
+                part.start = own[best]
+            return candidates[best], max(tried[best], 1e-9), float((present - costs[best]) / present)
+        damping = tried[-1]
+    return x, damping, 0.0
 
 
 def bounded_step(hessian: Array, gradient: Array, low: Array, high: Array) -> Array:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize
 
-from sim2real.calibration.shooting import Sensitivity, ShootingProblem, bounded_step, fit_starts
+from sim2real.calibration.search import settle
+from sim2real.calibration.shooting import Fit, Sensitivity, ShootingProblem, bounded_step, fit_starts, restore
+from sim2real.calibration.sigma_points import EnsembleProblem, at_scale, width_of
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError
 
@@ -16,10 +19,12 @@ from sim2real.errors import NonFiniteError
 CORRELATED = 0.1
 # The largest share of what is known of a direction that a single block may be taken to know.
 LEVERAGE = 0.8
-# Steps that tell jumps from slopes are so many times as wide as those for the fit.
-COARSE = 20.0
 # A fit is at its optimum when a step would gain less than this, in units of the noise; so many steps are tried.
 CLOSE, POLISH = 0.02, 3
+# A step that gains less, in units of the noise, leaves the slopes as they are: it is about as long as the scatter.
+NEARBY = 1.0
+# A step that would gain more than this was not seen from a point: the ground is rough, and is gone over in wide steps.
+ROUGH_GROUND = 100.0
 # Shares of a step that are tried, one after the other.
 SHARES = (1.0, 0.5, 0.25)
 # Draws on which the shape of the error around the optimum is looked at, and how many windows.
@@ -45,22 +50,20 @@ class Blocks:
     white: Array
 
     @classmethod
-    def of(cls, problem: ShootingProblem, best: Array) -> Blocks:
-        """Linearise a problem at its optimum, the start states of the windows fitted along."""
+    def of(cls, problem: ShootingProblem, best: Array, told: list[Sensitivity] | None = None) -> Blocks:
+        """Linearise a problem at its optimum, the start states of the windows fitted along, or take what is told."""
         rows: list[tuple[Array, Array, float, str]] = []
         white = np.zeros((len(best), len(best)))
-        for part, told in zip(problem.parts, at_scale(problem, best), strict=True):
-            j, w = told.projected(), told.weight
-            usual = ((w * told.residual)[part.windows.valid] ** 2).mean(0)
+        for part, t in zip(problem.parts, told or at_scale(problem, best), strict=True):
+            j, w = t.projected(), t.weight
+            usual = ((w * t.residual)[part.windows.valid] ** 2).mean(0)
             white += np.einsum("wmdp,d,wmdq->pq", j, usual, j)
             for own in part.blocks():
                 recording = part.recordings[part.windows.recording[own[0][0]]]
-                some, slope, pull = w[own], j[own], (w * told.residual)[own]
+                some, slope, pull = w[own], j[own], (w * t.residual)[own]
                 # the curvature of the soft-L1 loss falls off faster than its slope: w is (1 + r²)^-1/2, this is w³
                 h = np.einsum("ndp,nd,ndq->pq", slope, some**3, slope)
-                rows.append(
-                    (h, np.einsum("ndp,nd->p", slope, pull), problem.loss(told.residual[own][None])[0], recording)
-                )
+                rows.append((h, np.einsum("ndp,nd->p", slope, pull), problem.loss(t.residual[own][None])[0], recording))
         hessian, gradient, loss = (np.array([r[i] for r in rows]) for i in range(3))
         return cls(hessian, gradient, loss, tuple(r[3] for r in rows), white)
 
@@ -72,23 +75,40 @@ class Blocks:
         return float(-(2 * g @ step + step @ h @ step)), best + step
 
 
-def polish(problem: ShootingProblem, best: Array) -> tuple[Array, Blocks, Array]:
+def polish(
+    problem: ShootingProblem, fit: Fit, *, rounds: int, progress: Callable[[str], None]
+) -> tuple[Fit, Blocks, Array]:
     """Take the steps that are left, with sensitivities as wide as what the data leave free.
 
+    Args:
+        problem: at the fit.
+        fit: to be polished.
+        rounds: of refinement at most, where wide sensitivities see much further down than those at a point did.
+        progress: called with a line at each step.
+
     Returns:
-        The optimum (U,), its blocks, and the step (U,) that may be left: where it was tried and even a quarter of it
+        The optimum, its blocks, and the step (U,) that may be left: where it was tried and even a quarter of it
         makes the fit worse, that quarter, for there the landscape has an edge.
     """
-    blocks = Blocks.of(problem, best)
+    told = at_scale(problem, fit.x)
+    blocks = Blocks.of(problem, fit.x, told)
+    if blocks.decrement(problem, fit.x)[0] > ROUGH_GROUND and not isinstance(problem, EnsembleProblem):
+        wide = EnsembleProblem.of(problem, problem.axes)
+        fit = settle(wide, fit.x, rounds=rounds, progress=progress, afresh=False)
+        restore(problem, fit)
+        told = at_scale(problem, fit.x)
+        blocks = Blocks.of(problem, fit.x, told)
+    best = fit.x
     for _ in range(POLISH):
         gain, ahead = blocks.decrement(problem, best)
         if gain < CLOSE:
             break
         moved = _towards(problem, best, ahead)
         if moved is None:
-            return best, blocks, SHARES[-1] * (ahead - best)
-        best, blocks = moved, Blocks.of(problem, moved)
-    return best, blocks, blocks.decrement(problem, best)[1] - best
+            return replace(fit, x=best), blocks, SHARES[-1] * (ahead - best)
+        best, told = moved, at_scale(problem, moved) if gain > NEARBY else problem.again(moved, told)
+        blocks = Blocks.of(problem, best, told)
+    return replace(fit, x=best), blocks, blocks.decrement(problem, best)[1] - best
 
 
 def _towards(problem: ShootingProblem, best: Array, ahead: Array) -> Array | None:
@@ -168,44 +188,6 @@ def divergence(problem: ShootingProblem, best: Array) -> float:
         _, by_state = part.by_start(best[part.columns])
         worst = max(worst, float(np.abs(by_state[..., : by_state.shape[-1] // 2]).max()))
     return worst
-
-
-def width_of(problem: ShootingProblem) -> Array:
-    """(P,) standard deviation of a uniform distribution between the bounds; without limit where there are none."""
-    return np.asarray((problem.upper - problem.lower) / np.sqrt(12.0))
-
-
-def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
-    """Return sensitivities at the optimum, by differences as wide as the data leave the parameters free.
-
-    The differences go along the principal axes of what is known (the sigma points of an unscented transform; Julier &
-    Uhlmann 1997): where the data hardly see a parameter (a lag far below a substep, a dead zone of zero), or only see
-    many of them together, a derivative says nothing of how far they may go before the data do. Where a motion jumps
-    with a parameter (friction that sticks or does not), the derivative is as large as the step is small, and says
-    nothing either: it is left out.
-    """
-    found = problem.sensitivities(best)
-    try:
-        for _ in range(2):
-            slopes = problem.secants(best, principal_axes(problem, found))
-            found = [replace(t, by_parameter=s) for t, s in zip(found, slopes, strict=True)]
-        coarse = replace(problem, steps=COARSE * problem.steps).sensitivities(best)
-    except NonFiniteError:  # so far away it diverges
-        return problem.sensitivities(best)
-    for one, other in zip(found, coarse, strict=True):
-        usual = np.quantile(np.abs(other.by_parameter), 0.9, axis=(0, 1, 2))
-        jumps = np.abs(one.by_parameter) > 3 * np.abs(other.by_parameter) + usual
-        one.by_parameter = np.where(jumps, 0.0, one.by_parameter)
-    return found
-
-
-def principal_axes(problem: ShootingProblem, told: list[Sensitivity]) -> Array:
-    """(P, P) directions, a row each, that are known independently, each as long as its standard deviation."""
-    precision = sum(t.precision() for t in told)
-    width = np.where(np.isfinite(width_of(problem)), width_of(problem), 100 * problem.steps)
-    scaled = (precision + problem.factor.T @ problem.factor) * np.outer(width, width) + np.eye(len(width))
-    known, axes = np.linalg.eigh(scaled)
-    return np.asarray((axes / np.sqrt(known)).T * width)
 
 
 def laplace(
