@@ -29,7 +29,7 @@ from sim2real.recipe import load_recipe
 from sim2real.windows import joint_positions
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, fit_to_recordings
 from sim2real.world_model.encoder import angles
-from sim2real.world_model.recorded import causal_states
+from sim2real.world_model.windows import causal_states
 
 ROOT = Path(__file__).resolve().parent.parent
 # recipe, and the model's step [s]

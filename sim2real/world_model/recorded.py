@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -15,112 +14,14 @@ from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError, ModelError
 from sim2real.estimation import Estimate
 from sim2real.kalman import KalmanFilter
-from sim2real.windows import joint_positions
-from sim2real.world_model.dataset import step_commands
 from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
 from sim2real.world_model.network import gaussian_nll
+from sim2real.world_model.rehearsal import Rehearsal
 from sim2real.world_model.training import optimise
+from sim2real.world_model.windows import Recorded, causal_states, cut_window, window_starts
 
-# Recorded time before a window for the filter to settle [s].
-WARMUP = 0.1
 # What rollouts are trained over, one after the other: seconds, and the share of the iterations.
 GROWING = ((0.03, 0.3), (0.16, 0.4), (0.5, 0.3))
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """N windows of recordings on the model's clock, float32.
-
-    Attributes:
-        state: (N, X) causal estimate at the start.
-        past: (N, K, D) positions before the start.
-        commands: (N, L - 1 + T, A): the history before the start, then one command a step.
-        positions: (N, T, D) measured after each step.
-    """
-
-    state: Tensor
-    past: Tensor
-    commands: Tensor
-    positions: Tensor
-
-    def __len__(self) -> int:
-        return len(self.state)
-
-    @classmethod
-    def of(
-        cls,
-        episodes: Sequence[Episode],
-        channels: Sequence[str],
-        config: EnsembleConfig,
-        estimator: KalmanFilter,
-        *,
-        steps: int,
-        most: int = 20_000,
-    ) -> Recorded:
-        """Cut windows of T steps from recordings, as many as fit and at most so many, evenly spread.
-
-        Raises:
-            LogError: none fits.
-        """
-        span = steps * config.timestep
-        starts = [_starts(e, config, span) for e in episodes]
-        total = sum(map(len, starts))
-        if not total:
-            names = ", ".join(e.name for e in episodes) or "none"
-            raise LogError(f"no window of {span:g} s fits the recordings ({names}) to learn from")
-        thin = max(math.ceil(total / most), 1)
-        return cls.joined(
-            [
-                _window(e, rows[::thin], channels, config, causal_states(estimator, e, channels), steps)
-                for e, rows in zip(episodes, starts, strict=True)
-                if len(rows)
-            ]
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[Recorded]) -> Recorded:
-        """Return the windows of several recordings."""
-        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
-
-
-def _starts(episode: Episode, config: EnsembleConfig, span: float) -> NDArray[np.int_]:
-    """Return the readings at which windows may start that last so long [s]: what comes before is recorded, too."""
-    t = episode.observed_at
-    before = max(WARMUP, config.lookback * config.timestep, config.history * config.timestep)
-    rows = np.flatnonzero((t >= t[0] + before) & (t + span <= t[-1]))
-    return rows[~episode.is_excluded(t[rows] - before, t[rows] + span)]
-
-
-def causal_states(estimator: KalmanFilter, episode: Episode, channels: Sequence[str]) -> Array:
-    """Return what a filter makes of every reading of a recording when it comes: (N, X)."""
-    t, q = episode.observed_at, joint_positions(episode, channels)
-    nothing = np.zeros((1, 0))
-    estimator.reset(q[:1])
-    out = [np.concatenate([q[0], np.zeros_like(q[0])])]
-    for k in range(1, len(q)):
-        out.append(estimator.update(float(t[k] - t[k - 1]), q[k : k + 1], nothing)[0])
-    return np.stack(out)
-
-
-def _window(
-    episode: Episode,
-    starts: NDArray[np.int_],
-    channels: Sequence[str],
-    config: EnsembleConfig,
-    states: Array,
-    steps: int,
-) -> Recorded:
-    """Return the windows of one recording that start at some of its readings."""
-    t, q, dt = episode.observed_at, joint_positions(episode, channels), config.timestep
-    begin = t[starts][:, None]
-
-    def read(at: Array) -> Array:
-        return np.stack([np.interp(at, t, q[:, d]) for d in range(q.shape[1])], -1)
-
-    past = read(begin - dt * np.arange(config.lookback, 0, -1))
-    commands = step_commands(episode, t[starts], config.history - 1, steps, dt)
-    after = read(begin + dt * np.arange(1, steps + 1))
-    return Recorded(*(torch.as_tensor(x, dtype=torch.float32) for x in (states[starts], past, commands, after)))
 
 
 def fit_to_recordings(
@@ -128,6 +29,8 @@ def fit_to_recordings(
     episodes: Sequence[Episode],
     channels: Sequence[str],
     *,
+    rehearsal: Rehearsal | None = None,
+    trust: float = 0.3,
     iterations: int = 3000,
     batch: int = 64,
     rate: float = 3e-3,
@@ -139,10 +42,15 @@ def fit_to_recordings(
     What counts is where the robot is after every step, relative to how far it gets in that time. Encoder and dynamics
     learn together. Variances come last: what a step of a rollout leaves of what the encoder says a step later.
 
+    With a rehearsal, every batch also has as many simulated windows: where nothing was recorded, the model does what
+    the simulator does, each member what its own draw of the parameters says.
+
     Args:
         model: with a lookback; its normalisers, filter and weights are set.
         episodes: with commanded actions; excluded stretches are left out.
         channels: the observations that are joint positions.
+        rehearsal: simulations that count beside the recordings.
+        trust: what a simulated window counts relative to a recorded one.
         iterations: of Adam, over all lengths.
         batch: windows a member in an iteration.
         rate: peak learning rate.
@@ -163,18 +71,29 @@ def fit_to_recordings(
     encoder.noise.copy_(torch.as_tensor(estimator.noise))
     lengths = [max(round(seconds / dt), 2) for seconds, _ in GROWING]
     data = Recorded.of(episodes, channels, config, estimator, steps=max(lengths))
-    _normalise(model, data)
-    scale = (data.positions - data.state[:, None, :d]).std(0).clamp_min(1e-6)
+    sources = [(data, 1.0)]
+    if rehearsal is not None:
+        progress("simulating")
+        period = float(np.median(np.concatenate([np.diff(e.observed_at) for e in episodes])))
+        rng = np.random.default_rng(seed)
+        sources.append((rehearsal.record(config, estimator, period, steps=max(lengths), rng=rng), trust))
+    _normalise(model, Recorded.joined([some for some, _ in sources]))
+    scales = [some.spread() for some, _ in sources]
     generator = torch.Generator().manual_seed(seed)
     parameters = [*model.dynamics.parameters(), *encoder.parameters()]
 
     def rollouts(steps: int) -> Callable[[int], Tensor]:
         def loss(_: int) -> Tensor:
-            rows = torch.randint(len(data), (config.members, batch), generator=generator)
-            commands = data.commands[rows][:, :, : history - 1 + steps]
-            start = encoder(data.state[rows], data.past[rows], commands[:, :, : history - 1], dt)
-            error = (model.rollout(start, commands)[..., :d] - data.positions[rows][:, :, :steps]) / scale[:steps]
-            return 30 * torch.nn.functional.huber_loss(error, torch.zeros_like(error)) + 1e-3 * _size(start, d)
+            drawn = [some.drawn(config.members, batch, generator) for some, _ in sources]
+            w = Recorded(*(torch.cat([getattr(p, f.name) for p in drawn], 1) for f in fields(Recorded)))
+            commands = w.commands[:, :, : history - 1 + steps]
+            start = encoder(w.state, w.past, commands[:, :, : history - 1], dt)
+            left = (model.rollout(start, commands)[..., :d] - w.positions[:, :, :steps]).split(batch, 1)
+            total = 1e-3 * _size(start, d)
+            for error, scale, (_, weight) in zip(left, scales, sources, strict=True):
+                error = error / scale[:steps]
+                total = total + 30 * weight * torch.nn.functional.huber_loss(error, torch.zeros_like(error))
+            return total
 
         return loss
 
@@ -259,12 +178,12 @@ def _pairs(
     dt = config.timestep
     for e in episodes:
         t, states = e.observed_at, causal_states(estimator, e, channels)
-        rows = _starts(e, config, 3 * dt)
+        rows = window_starts(e, config, 3 * dt)
         after = np.searchsorted(t, t[rows] + dt - 1e-9)
         near = np.abs(t[after] - t[rows] - dt) < 0.25 * dt
         if near.any():
-            first.append(_window(e, rows[near], channels, config, states, 1))
-            second.append(_window(e, after[near], channels, config, states, 1))
+            first.append(cut_window(e, rows[near], channels, config, states, 1))
+            second.append(cut_window(e, after[near], channels, config, states, 1))
     if not first:
         raise LogError(f"no two readings are a model step of {dt:g} s apart; choose another timestep")
     return Recorded.joined(first), Recorded.joined(second)
@@ -281,7 +200,7 @@ def estimates(
     if model.encoder is None:
         raise ModelError("the model does not look back; predict with it from an observer")
     states = causal_states(model.encoder.estimator(), episode, channels)
-    window = _window(episode, starts, channels, model.config, states, steps)
+    window = cut_window(episode, starts, channels, model.config, states, steps)
     past, commands = window.past.double().numpy(), window.commands.double().numpy()
     back = model.config.history - 1
     return Estimate(states[starts], commands[:, :back], past), commands[:, back:]

@@ -20,7 +20,8 @@ from sim2real.plant import Plant
 from sim2real.randomization import RobotModel
 from sim2real.twin import Twin, excite
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, fit_to_recordings
-from sim2real.world_model.recorded import Recorded, _fit_variances, causal_states, estimates
+from sim2real.world_model.recorded import _fit_variances, estimates
+from sim2real.world_model.windows import Recorded, causal_states
 
 DT = 0.02
 
