@@ -50,6 +50,31 @@ class Prediction:
         )
         return cls(mean, aleatoric, epistemic, predictions[0].horizon)
 
+    @classmethod
+    def combined(cls, predictions: Sequence[Prediction]) -> Prediction:
+        """Combine what several predictors say of the same, each weighted by its precision (Bates & Granger 1969).
+
+        Weights are the squares of precisions, and add up to one: errors of predictors that read the same sensors are
+        alike, and then the best weights lean towards the better one more than precisions do. The variances are those of
+        the mixture: where predictors disagree, that is epistemic.
+
+        Args:
+            predictions: recalibrated, or their variances cannot be compared.
+
+        Raises:
+            NonFiniteError: one is not finite.
+        """
+        for k, one in enumerate(predictions):
+            one.require_finite(f"predictor {k + 1} of {len(predictions)}")
+        mean, aleatoric, epistemic = (
+            torch.stack([getattr(p, part).double() for p in predictions]) for part in ("mean", "aleatoric", "epistemic")
+        )
+        weight = (aleatoric + epistemic).clamp_min(1e-24).pow(-2)
+        weight = weight / weight.sum(0)
+        pooled = (weight * mean).sum(0)
+        epistemic = epistemic + (mean - pooled) ** 2
+        return cls(pooled, (weight * aleatoric).sum(0), (weight * epistemic).sum(0), predictions[0].horizon)
+
     @property
     def variance(self) -> Tensor:
         """(..., H, O)."""

@@ -25,6 +25,7 @@ from sim2real.calibration import (
     outside_forces,
     own_values,
 )
+from sim2real.combination import recalibrate
 from sim2real.episodes import Array, Episode
 from sim2real.errors import NonFiniteError
 from sim2real.estimation import Observation
@@ -38,7 +39,7 @@ from sim2real.evaluation import (
     score,
 )
 from sim2real.plant import Plant, repeated
-from sim2real.prediction import Prediction, Recalibration
+from sim2real.prediction import Recalibration
 from sim2real.preparation import Setup, Shift
 from sim2real.randomization import ParameterSet
 from sim2real.run_directory import RunDirectory
@@ -269,12 +270,6 @@ def predictors(
         "pretrained_model": model_predictor(setup, pretrained, posterior.values, observation),
         "finetuned_model": model_predictor(setup, finetuned, posterior.values, observation),
     }
-
-
-def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibration:
-    """Fit the recalibration of a predictor on held-out questions."""
-    pooled = Prediction.concatenate([predictor(q) for q in held_out])
-    return Recalibration.fit(pooled, torch.as_tensor(np.concatenate([q.truth for q in held_out])))
 
 
 def attribute(

@@ -1,0 +1,91 @@
+"""Several predictors as one: weights by precision, disagreement as epistemic variance, nothing hidden."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sim2real.combination import CombinedPredictor
+from sim2real.episodes import Channels, Episode
+from sim2real.errors import ModelError, NonFiniteError
+from sim2real.evaluation import HORIZONS, Predictor, Questions
+from sim2real.prediction import Prediction
+
+
+def saying(mean: float, variance: float) -> Prediction:
+    full = torch.full((3, 2, 1), 1.0, dtype=torch.float64)
+    return Prediction(mean * full, 0.5 * variance * full, 0.5 * variance * full, torch.tensor([0.1, 0.2]))
+
+
+def recording(name: str, seed: int) -> Episode:
+    """A random walk of position."""
+    t = 0.01 * np.arange(2001)
+    q = np.cumsum(0.02 * np.random.default_rng(seed).normal(size=len(t)))
+    return Episode(
+        name=name,
+        observed_at=t,
+        observations=q[:, None],
+        commanded_at=t[:-1],
+        actions=np.zeros((len(t) - 1, 1)),
+        action_source="commanded",
+        channels=Channels((("position", "rad"),), (("torque", "N·m"),)),
+    )
+
+
+def with_noise(spread: float, seed: int) -> Predictor:
+    """A predictor that knows the truth up to noise, and says nothing of that noise."""
+
+    def predict(questions: Questions) -> Prediction:
+        noise = spread * np.random.default_rng(seed).normal(size=questions.truth.shape)
+        mean = torch.as_tensor(questions.truth + noise)
+        return Prediction(mean, torch.zeros_like(mean), torch.zeros_like(mean), torch.tensor(HORIZONS))
+
+    return predict
+
+
+def test_alike_predictions_are_kept() -> None:
+    found = Prediction.combined([saying(1.0, 0.04), saying(1.0, 0.04)])
+    assert found.mean == pytest.approx(torch.full((3, 2, 1), 1.0))
+    assert found.variance == pytest.approx(torch.full((3, 2, 1), 0.04))
+
+
+def test_weights_are_squares_of_precisions_and_disagreement_is_epistemic() -> None:
+    found = Prediction.combined([saying(0.0, 0.1), saying(1.0, 0.2)])
+    assert float(found.mean[0, 0, 0]) == pytest.approx(1 / 5)
+    # the moments of the mixture: means of the variances, and the variance of the means
+    assert float(found.aleatoric[0, 0, 0]) == pytest.approx(0.5 * (0.8 * 0.1 + 0.2 * 0.2))
+    disagreement = 0.8 * 0.2**2 + 0.2 * 0.8**2
+    assert float(found.epistemic[0, 0, 0]) == pytest.approx(0.5 * (0.8 * 0.1 + 0.2 * 0.2) + disagreement)
+
+
+def test_who_knows_nothing_does_not_matter_and_who_is_certain_decides() -> None:
+    assert float(Prediction.combined([saying(0.0, 0.01), saying(50.0, 1e6)]).mean[0, 0, 0]) == pytest.approx(
+        0, abs=1e-9
+    )
+    certain = Prediction.combined([saying(0.0, 1.0), saying(2.0, 0.0)])
+    assert torch.isfinite(certain.variance).all()
+    assert float(certain.mean[0, 0, 0]) == pytest.approx(2.0)
+
+
+def test_held_out_recordings_decide_who_is_believed() -> None:
+    held = [Questions.of(recording("held out", 1), ["position"])]
+    new = Questions.of(recording("new", 2), ["position"])
+    good, poor = with_noise(0.02, 3), with_noise(0.2, 4)
+    combined = CombinedPredictor.fit([good, poor], held)(new)
+    error = np.sqrt(np.mean((combined.mean.numpy() - new.truth) ** 2))
+    alone = np.sqrt(np.mean((good(new).mean.numpy() - new.truth) ** 2))
+    assert error == pytest.approx(alone, rel=0.05)
+    inside = np.abs(combined.mean.numpy() - new.truth) < 1.645 * combined.variance.sqrt().numpy()
+    assert 0.85 < inside.mean() < 0.97
+
+
+def test_what_is_not_finite_is_said_by_number() -> None:
+    broken = saying(float("nan"), 1.0)
+    with pytest.raises(NonFiniteError, match="predictor 2 of 2"):
+        Prediction.combined([saying(0.0, 1.0), broken])
+
+
+def test_nothing_to_combine_is_refused() -> None:
+    with pytest.raises(ModelError, match="1 predictors, 0 recordings"):
+        CombinedPredictor.fit([with_noise(0.1, 0)], [])
