@@ -236,9 +236,8 @@ def scored(answer: Prediction, q: Questions, joints: Sequence[str]) -> dict[str,
 def show(recordings: dict[str, Any]) -> None:
     """Print a table for each recording."""
     for recording, rows in recordings.items():
-        print(
-            f"\n{recording:18s}{'mean NRMSE':>12s}{'covers 90 %':>13s}{'by chance':>15s}{'worst joint':>13s}{'CRPS':>20s}"
-        )
+        heads = f"{'mean NRMSE':>12s}{'covers 90 %':>13s}{'by chance':>15s}{'worst joint':>13s}{'CRPS':>20s}"
+        print(f"\n{recording:18s}{heads}  {rows['split']}")
         for name in ROWS:
             r = rows[name]
             low, high = r["coverage90_interval"]
