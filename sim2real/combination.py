@@ -14,9 +14,10 @@ from sim2real.prediction import Prediction, Recalibration
 
 
 def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibration:
-    """Fit the recalibration of a predictor on held-out questions."""
+    """Fit the recalibration of a predictor on held-out questions; each recording counts alike, however long it is."""
     pooled = Prediction.concatenate([predictor(q) for q in held_out])
-    return Recalibration.fit(pooled, torch.as_tensor(np.concatenate([q.truth for q in held_out])))
+    truth = torch.as_tensor(np.concatenate([q.truth for q in held_out]))
+    return Recalibration.fit(pooled, truth, np.concatenate([np.full(len(q.truth), 1 / len(q.truth)) for q in held_out]))
 
 
 @dataclass(frozen=True)

@@ -112,27 +112,30 @@ class Recalibration:
     factor: float = 1.0
 
     @classmethod
-    def fit(cls, prediction: Prediction, truth: Tensor) -> Recalibration:
+    def fit(cls, prediction: Prediction, truth: Tensor, weight: Array | None = None) -> Recalibration:
         """Fit by maximum likelihood on held-out windows.
 
         Args:
             prediction: of N windows, (N, H, O).
             truth: (N, H, O).
+            weight: (N,) of the windows, positive; alike where not given.
         """
+        weight = np.full(len(truth), 1.0 / len(truth)) if weight is None else weight / weight.sum()
         error2 = ((prediction.mean - truth) ** 2).double().numpy()
         variance = prediction.variance.double().numpy()
         shape = error2.shape[1:]
         scale, floor = np.empty(shape), np.empty(shape)
         for index in np.ndindex(shape):
             e, v = error2[(slice(None), *index)], variance[(slice(None), *index)]
-            spread, size = float(np.sqrt(v.mean())), float(np.sqrt(e.mean()))
+            spread, size = float(np.sqrt(weight @ v)), float(np.sqrt(weight @ e))
             best = min(
-                (_likelihood(e, v, spread, size, start) for start in ((1.0, 0.1), (0.1, 1.0), (3.0, 0.3))),
+                (_likelihood(e, v, weight, spread, size, start) for start in ((1.0, 0.1), (0.1, 1.0), (3.0, 0.3))),
                 key=lambda found: found[0],
             )
             scale[index], floor[index] = best[1], best[2]
         z = np.sqrt(error2 / np.maximum(scale**2 * variance + floor**2, 1e-18))
-        return cls(scale, floor, float(np.quantile(z, LEVEL) / stats.norm.ppf(0.5 + LEVEL / 2)))
+        each = np.broadcast_to(weight[:, None, None], z.shape)
+        return cls(scale, floor, _quantile(z.ravel(), each.ravel(), LEVEL) / float(stats.norm.ppf(0.5 + LEVEL / 2)))
 
     def apply(self, prediction: Prediction) -> Prediction:
         """Return the prediction with recalibrated variances; the floor counts as aleatoric."""
@@ -153,15 +156,23 @@ class Recalibration:
         return cls(np.array(document["scale"]), np.array(document["floor"]), float(document["factor"]))
 
 
+def _quantile(values: Array, weight: Array, level: float) -> float:
+    """Return the quantile of weighted values (N,), between them linear in the weight; of alike ones, NumPy's."""
+    order = np.argsort(values)
+    ends = np.cumsum(weight[order])
+    centers = (ends - ends[0]) / (ends[-1] - ends[0]) if len(values) > 1 else np.zeros(1)
+    return float(np.interp(level, centers, values[order]))
+
+
 def _likelihood(
-    error2: Array, variance: Array, spread: float, size: float, start: tuple[float, float]
+    error2: Array, variance: Array, weight: Array, spread: float, size: float, start: tuple[float, float]
 ) -> tuple[float, float, float]:
     """Minimise the normal negative log likelihood over (scale, floor) from one start; both relative to the errors."""
     unit = size / max(spread, 1e-12)
 
     def nll(x: Array) -> float:
         v = np.exp(2 * x[0]) * unit**2 * variance + np.exp(2 * x[1]) * size**2 + 1e-18
-        return float(np.mean(np.log(v) + error2 / v))
+        return float(weight @ (np.log(v) + error2 / v))
 
     # bounded: a variance that is zero everywhere leaves the scale undetermined
     bounds = [(-5.0, 2.0), (-5.0, 2.0)]

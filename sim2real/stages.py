@@ -25,7 +25,7 @@ from sim2real.calibration import (
     outside_forces,
     own_values,
 )
-from sim2real.combination import recalibrate
+from sim2real.combination import CombinedPredictor, recalibrate
 from sim2real.episodes import Array, Episode
 from sim2real.errors import NonFiniteError
 from sim2real.estimation import Observation
@@ -259,16 +259,19 @@ def predictors(
     observation: Observation,
     covariance: Array,
 ) -> dict[str, Predictor]:
-    """Return the five predictors that every run compares."""
+    """Return the six predictors that every run compares; the last one combines the two that learned the most."""
     nominal = {name: setup.plant.nominal()[name] for name in posterior.names}
     draws = posterior.sample(setup.rng("draws"), DRAWS)
     no_news = repeated(nominal, DRAWS)
+    simulator = simulator_predictor(setup, posterior.values, draws, observation, covariance)
+    model = model_predictor(setup, finetuned, posterior.values, observation)
     return {
         "persistence": persistence,
         "nominal_simulator": simulator_predictor(setup, nominal, no_news, observation, covariance),
-        "identified_simulator": simulator_predictor(setup, posterior.values, draws, observation, covariance),
+        "identified_simulator": simulator,
         "pretrained_model": model_predictor(setup, pretrained, posterior.values, observation),
-        "finetuned_model": model_predictor(setup, finetuned, posterior.values, observation),
+        "finetuned_model": model,
+        "combined": CombinedPredictor.fit([simulator, model], validation(setup)),
     }
 
 

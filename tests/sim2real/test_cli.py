@@ -106,6 +106,7 @@ def test_metrics_hold_what_they_promise(finished: tuple[Path, str]) -> None:
         "identified_simulator",
         "pretrained_model",
         "finetuned_model",
+        "combined",
     }
     assert set(rows) == predictors
     for scores in rows.values():

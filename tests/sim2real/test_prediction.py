@@ -121,3 +121,31 @@ def test_what_is_not_finite_is_named(part: str, value: float) -> None:
     getattr(prediction, part)[1, 0, 1] = value
     with pytest.raises(NonFiniteError, match=f"the world model predicted a {part} that is not finite"):
         prediction.require_finite("the world model")
+
+
+def test_a_long_recording_does_not_drown_a_short_one() -> None:
+    """Windows of two recordings, one ten times as long and three times as well predicted."""
+    rng = np.random.default_rng(0)
+    spread = np.repeat([1.0, 3.0], [3000, 300])
+    truth = torch.as_tensor(spread[:, None, None] * rng.normal(size=(3300, 1, 1)))
+    nothing = torch.zeros_like(truth)
+    guess = Prediction(nothing, nothing + 1, nothing, torch.tensor([0.1]))
+
+    def held(weight: np.ndarray | None) -> float:
+        low, high = Recalibration.fit(guess, truth, weight).apply(guess).interval(0.9)
+        inside = ((low < truth) & (truth < high)).numpy().ravel()
+        return float(0.5 * (inside[:3000].mean() + inside[3000:].mean()))
+
+    assert held(None) < 0.85
+    assert held(1 / np.repeat([3000.0, 300.0], [3000, 300])) == pytest.approx(0.9, abs=0.01)
+
+
+def test_alike_weights_are_no_weights() -> None:
+    rng = np.random.default_rng(1)
+    truth = torch.as_tensor(rng.normal(size=(200, 2, 1)))
+    nothing = torch.zeros_like(truth)
+    guess = Prediction(nothing, nothing + 0.3, nothing, torch.tensor([0.1, 0.2]))
+    one, other = Recalibration.fit(guess, truth), Recalibration.fit(guess, truth, np.full(200, 7.0))
+    assert other.factor == pytest.approx(one.factor)
+    z = np.abs(truth.numpy()) / np.sqrt(one.scale**2 * 0.3 + one.floor**2)
+    assert one.factor == pytest.approx(np.quantile(z, 0.9) / 1.6448536, rel=1e-6)
