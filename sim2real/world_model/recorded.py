@@ -88,9 +88,9 @@ def fit_to_recordings(
             w = Recorded(*(torch.cat([getattr(p, f.name) for p in drawn], 1) for f in fields(Recorded)))
             commands = w.commands[:, :, : history - 1 + steps]
             start = encoder(w.state, w.past, commands[:, :, : history - 1], dt)
-            left = (model.rollout(start, commands)[..., :d] - w.positions[:, :, :steps]).split(batch, 1)
+            left = torch.split(model.rollout(start, commands)[..., :d] - w.positions[:, :, :steps], batch, 1)
             total = 1e-3 * _size(start, d)
-            for error, scale, (_, weight) in zip(left, scales, sources, strict=True):
+            for error, scale, (_data, weight) in zip(left, scales, sources, strict=True):
                 error = error / scale[:steps]
                 total = total + 30 * weight * torch.nn.functional.huber_loss(error, torch.zeros_like(error))
             return total
