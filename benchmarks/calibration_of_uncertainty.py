@@ -5,7 +5,8 @@
 
 Everything is learned from the first N transitions of a robot's training recordings, an even share of each (all of them
 by default). Scored are the validation recordings, crossed: recalibrated on every other second, scored on the seconds
-between; with `--test` also the test recordings, recalibrated on the validation recordings. The rows:
+between; with `--test` also the test recordings, recalibrated on the validation recordings. A simulator is recalibrated
+on the training recordings as well, for its few parameters do not remember them. The rows:
 
 - `nothing moves`, `keeps its speed`, and `linear`: ridge regression of the next change of position on the last 4
   changes, the last 6 commands, sines and cosines of the angles, rolled out, its penalty chosen on the recordings that
@@ -22,6 +23,7 @@ mean NRMSE, and the coverage with its 90 % interval over seconds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +40,7 @@ from numpy.typing import NDArray
 from sim2real.calibration import identify
 from sim2real.combination import CombinedPredictor
 from sim2real.episodes import Array, Episode, resample
+from sim2real.errors import LogError
 from sim2real.evaluation import (
     HORIZONS,
     Predictor,
@@ -173,6 +176,15 @@ def guesses(setup: Setup, dt: float, asked: Sequence[Questions], model: Ensemble
     return {"nothing moves": persistence, "keeps its speed": keeps, "linear": lambda q: certain(best(q))}
 
 
+def questions(episodes: Sequence[Episode], channels: Sequence[str]) -> list[Questions]:
+    """Return what recordings ask, as far as they are long enough to ask."""
+    out = []
+    for e in episodes:
+        with contextlib.suppress(LogError):
+            out.append(Questions.of(e, channels))
+    return out
+
+
 def some(q: Questions, rows: NDArray[np.bool_]) -> Questions:
     """Return some of the questions."""
     return replace(q, **{key: getattr(q, key)[rows] for key in ("starts", "offsets", "now", "truth")})
@@ -200,6 +212,7 @@ def measure(robot: str, logs: Path, transitions: int | None, seed: int, options:
         train = first(commanded(setup.recordings.train), transitions, dt)
         setup = replace(setup, recordings=replace(setup.recordings, train=train))
     held = [Questions.of(e, setup.channels) for e in setup.recordings.validation]
+    train = questions(setup.recordings.train, setup.channels)
     models, seconds = learned(setup, dt, seed, options.quick)
     print(f"{robot}, seed {seed}: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()), flush=True)
     out: dict[str, Any] = {}
@@ -209,7 +222,7 @@ def measure(robot: str, logs: Path, transitions: int | None, seed: int, options:
         together = {name: [p] for name, p in rows.items()}
         together["combined"] = [models[name] for name in ("simulator", "logs alone", "rehearsed")]
         for name, predictors in together.items():
-            fit = partial(CombinedPredictor.fit, predictors)
+            fit = partial(CombinedPredictor.fit, predictors, trained_on=train)
             answers = [fit(held)(q) for q in asked] if new else crossed(fit, asked)
             for q, answer in zip(asked, answers, strict=True):
                 found = scored(answer, q, setup.plant.model.joint_names) | {"seconds": seconds.get(name)}

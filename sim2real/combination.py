@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sim2real.errors import ModelError
-from sim2real.evaluation import Predictor, Questions
+from sim2real.evaluation import Predictor, Questions, SimulatorPredictor
 from sim2real.prediction import Prediction, Recalibration
 
 
@@ -30,15 +30,21 @@ class CombinedPredictor:
 
     Attributes:
         parts: the predictors and their recalibrations.
-        together: recalibration of what they say together.
     """
 
     parts: tuple[tuple[Predictor, Recalibration], ...]
-    together: Recalibration | None = None
 
     @classmethod
-    def fit(cls, predictors: Sequence[Predictor], held_out: Sequence[Questions]) -> CombinedPredictor:
-        """Recalibrate predictors on questions about recordings that none of them was trained on.
+    def fit(
+        cls, predictors: Sequence[Predictor], held_out: Sequence[Questions], trained_on: Sequence[Questions] = ()
+    ) -> CombinedPredictor:
+        """Recalibrate predictors on questions about recordings.
+
+        Args:
+            predictors: those of a simulator also take what they were identified on, for a dozen parameters do not
+                remember it, and from one recording to the next a robot differs.
+            held_out: none of the predictors was trained on.
+            trained_on: the simulators were identified on.
 
         Raises:
             ModelError: there is no predictor, or no question.
@@ -48,9 +54,10 @@ class CombinedPredictor:
                 f"predictors are combined by held-out recordings: found {len(predictors)} predictors, "
                 f"{len(held_out)} recordings"
             )
-        pooled = cls(tuple((p, recalibrate(p, held_out)) for p in predictors))
-        return cls(pooled.parts, recalibrate(pooled, held_out))
+        both = [*held_out, *trained_on]
+        return cls(
+            tuple((p, recalibrate(p, both if isinstance(p, SimulatorPredictor) else held_out)) for p in predictors)
+        )
 
     def __call__(self, questions: Questions) -> Prediction:
-        found = Prediction.combined([calibration.apply(predictor(questions)) for predictor, calibration in self.parts])
-        return self.together.apply(found) if self.together else found
+        return Prediction.combined([calibration.apply(predictor(questions)) for predictor, calibration in self.parts])

