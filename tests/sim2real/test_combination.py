@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from sim2real.combination import CombinedPredictor
+from sim2real.combination import CombinedPredictor, recalibrate
 from sim2real.episodes import Channels, Episode
 from sim2real.errors import ModelError, NonFiniteError
-from sim2real.evaluation import HORIZONS, Predictor, Questions
+from sim2real.estimation import Observation
+from sim2real.evaluation import HORIZONS, Predictor, Questions, SimulatorPredictor, persistence
+from sim2real.plant import Plant
 from sim2real.prediction import Prediction
+from sim2real.randomization import RobotModel
 
 
 def saying(mean: float, variance: float) -> Prediction:
@@ -78,6 +81,19 @@ def test_held_out_recordings_decide_who_is_believed() -> None:
     assert error == pytest.approx(alone, rel=0.05)
     inside = np.abs(combined.mean.numpy() - new.truth) < 1.645 * combined.variance.sqrt().numpy()
     assert 0.87 < inside.mean() < 0.99  # the variances of a mixture are cautious
+
+
+def test_a_simulator_is_recalibrated_on_what_it_was_identified_on_too() -> None:
+    plant = Plant(RobotModel("pendulum"), timestep=0.01, threads=1)
+    values = {"dynamics.payload.mass": 0.5}
+    simulator = SimulatorPredictor(plant, values, {}, np.zeros((2, 2)), Observation(0.1, 50.0), ["position"])
+    held, train = ([Questions.of(recording(name, k), ["position"])] for k, name in enumerate(("held", "train")))
+    both = CombinedPredictor.fit([simulator, persistence], held, train)
+    expected = recalibrate(simulator, [*held, *train]), recalibrate(persistence, held)
+    for (_, found), one in zip(both.parts, expected, strict=True):
+        assert found.factor == one.factor
+        assert (found.floor == one.floor).all()
+    assert expected[0].factor != recalibrate(simulator, held).factor
 
 
 def test_what_is_not_finite_is_said_by_number() -> None:
