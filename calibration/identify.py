@@ -147,7 +147,9 @@ def identify(
         before, length = length, longer
         problem = EnsembleProblem.of(posed(length), axes)
         problem.inherit(solved)
-        begin = problem.shorten(before / length)  # windows that start where none did have a rough guess only
+        begin = problem.shorten(
+            before / min(length, longest)
+        )  # windows that start where none did have a rough guess only
         fit_starts(begin, fit.x)
         problem.starts = begin.starts
         progress(f"windows of {min(length, longest):.3g} s")

@@ -89,6 +89,7 @@ class Summaries:
         for x in references:
             fit_starts(problem, x)
             self._starts.append(problem.starts)
+            problem.axes = None  # what is open around one optimum is not what is open around another
             told = at_scale(problem, x)
             h = sum(t.precision() for t in told)
             inverse = np.linalg.inv(h + np.diag(width_of(problem) ** -2.0) + problem.factor.T @ problem.factor)

@@ -326,6 +326,7 @@ def fit_starts(problem: ShootingProblem, x: Array) -> None:
     """Fit the start states to parameters `x`, which leaves every window a problem of its own, damped by itself."""
     for whole in problem.parts:
         rows, damping = np.arange(len(whole.windows)), np.full(len(whole.windows), 1e-3)
+        whole.start = whole.start.copy()  # others may hold the states that it had
         for _ in range(START_STEPS):
             part = whole.select(rows)
             residual, by_state = part.by_start(x[part.columns])
@@ -340,6 +341,7 @@ def fit_starts(problem: ShootingProblem, x: Array) -> None:
             better = lowest < present
             whole.start[rows[better]] = np.take_along_axis(ahead, best[..., None], 0)[0][better]
             going = lowest < (1 - STARTED) * present
+            # a step that led up is damped and tried again, where there is something to gain
             going |= ~better & (damping < MOST_DAMPED) & (present > present.mean())
             rows, damping = rows[going], np.where(better, np.maximum(used, 1e-9), tried[-1])[going]
             if not len(rows):

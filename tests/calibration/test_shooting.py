@@ -71,6 +71,16 @@ def test_a_window_with_a_wild_guess_does_not_hold_up_the_others() -> None:
     assert np.delete(off, 3, 0).max() < 1e-3
 
 
+def test_states_that_others_hold_are_left_alone() -> None:
+    posed = problem(plant())
+    held = posed.starts
+    kept = [s.copy() for s in held]
+    fit_starts(posed, TRUTH)
+    refine(posed, np.array([0.1, 0.5]), iterations=3)
+    assert all((one == other).all() for one, other in zip(held, kept, strict=True))
+    assert any((one != other).any() for one, other in zip(held, posed.starts, strict=True))
+
+
 def test_updated_slopes_explain_the_step_that_was_taken() -> None:
     """Broyden's secant condition, and no change across the step."""
     posed = problem(plant())
