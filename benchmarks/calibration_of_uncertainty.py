@@ -4,9 +4,9 @@
         [--logs FOLDER] [--quick] [--json FILE]
 
 Everything is learned from the first N transitions of a robot's training recordings, an even share of each (all of them
-by default). Scored are the validation recordings, crossed: recalibrated on every other second, scored on the seconds
-between; with `--test` also the test recordings, recalibrated on the validation recordings. A simulator is recalibrated
-on the training recordings as well, for its few parameters do not remember them. The rows:
+by default). Scored are the validation recordings, crossed: recalibrated on windows that start in every other second,
+scored on those between; with `--test` also the test recordings, recalibrated on the validation recordings. A simulator
+is recalibrated on the training recordings as well, for its few parameters do not remember them. The rows:
 
 - `nothing moves`, `keeps its speed`, and `linear`: ridge regression of the next change of position on the last 4
   changes, the last 6 commands, sines and cosines of the angles, rolled out, its penalty chosen on the recordings that
@@ -138,7 +138,7 @@ def learned(setup: Setup, dt: float, seed: int, quick: bool) -> tuple[dict[str, 
     rng = setup.rng(f"identify {seed}")
     found = identify(setup.plant, train, setup.prior, channels=channels, rng=rng, examine=False, **settings)
     observer = choose_observer(setup, found.values)[0]
-    covariance = start_covariance(setup.plant, found.values, observer, train, channels)
+    covariance = start_covariance(setup.plant, found.values, observer, setup.recordings.validation, channels)
     simulator = simulator_predictor(setup, found.values, found.sample(rng, 16), observer, covariance)
     seconds["simulator"] = time.perf_counter() - clock
     config = EnsembleConfig(
@@ -223,7 +223,7 @@ def measure(robot: str, logs: Path, transitions: int | None, seed: int, options:
         together["combined"] = [models[name] for name in ("simulator", "logs alone", "rehearsed")]
         for name, predictors in together.items():
             fit = partial(CombinedPredictor.fit, predictors, trained_on=train)
-            answers = [fit(held)(q) for q in asked] if new else crossed(fit, asked)
+            answers = list(map(fit(held), asked)) if new else crossed(fit, asked)
             for q, answer in zip(asked, answers, strict=True):
                 found = scored(answer, q, setup.plant.model.joint_names) | {"seconds": seconds.get(name)}
                 out.setdefault(q.episode.name, {"split": "test" if new else "validation"})[name] = found

@@ -72,7 +72,9 @@ def recordings_apart(
         worst = min(moved, key=lambda r: moved[r]["error_own"] / moved[r]["error"])
         moving[worst] = moved[worst].pop("unknown")
         found[worst] = {"parameter": unknowns.parameters[unknowns.source[moving[worst]]], **moved[worst]}
-        rest = replace(problem, parts=_of_recordings(problem, [n for n in names if n not in found])).some(4 * ENOUGH)
+        rest = replace(problem, parts=_of_recordings(problem, [n for n in names if n not in found]), axes=None).some(
+            4 * ENOUGH
+        )
         try:
             best = refine(rest, best, iterations=8, tolerance=1e-3).x
             blocks = Blocks.of(rest, best)
@@ -128,6 +130,7 @@ def _alone(problem: ShootingProblem, best: Array, recording: str, unknown: int) 
     some = replace(problem, parts=_of_recordings(problem, [recording]), center=best, factor=held).some(ENOUGH)
     try:
         before = refine(some, best, iterations=0)
+        some.axes = None  # those of a problem in which nothing could give way
         some.factor = held * (np.arange(len(best)) != unknown)
         after = refine(some, best, iterations=8, tolerance=1e-3)
     except NonFiniteError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,16 +148,17 @@ def identify(
         before, length = length, longer
         problem = EnsembleProblem.of(posed(length), axes)
         problem.inherit(solved)
-        begin = problem.shorten(
-            before / min(length, longest)
-        )  # windows that start where none did have a rough guess only
+        # windows that start where none did have a rough guess only
+        begin = replace(problem, parts=[p.shorten(min(before / p.seconds, 1.0)) for p in problem.parts])
         fit_starts(begin, fit.x)
         problem.starts = begin.starts
         progress(f"windows of {min(length, longest):.3g} s")
-        if length == limit:
-            optima = [settle(problem, f.x, rounds=rounds, progress=progress) for f in optima]
-        else:
-            optima = [refine(problem, f.x, iterations=12, tolerance=1e-3) for f in optima]
+        for k, one in enumerate(optima):
+            problem.axes = axes
+            if length == limit:
+                optima[k] = settle(problem, one.x, rounds=rounds, progress=progress)
+            else:
+                optima[k] = refine(problem, one.x, iterations=12, tolerance=1e-3)
         fit = optima[0]
         restore(problem, fit)
     if method == "npe":
@@ -165,6 +167,7 @@ def identify(
         fit, blocks, step = polish(problem, fit, rounds=rounds, progress=progress)
         draws = bootstrap(problem, fit.x, blocks, samples, rng)
     else:
+        problem.axes = None
         blocks = Blocks.of(problem, fit.x)
         step = blocks.decrement(problem, fit.x)[1] - fit.x
     best = fit.x

@@ -41,6 +41,11 @@ class Replay:
     recordings: tuple[str, ...] = ()
     _running: dict[int, RunningPlant] = field(default_factory=dict, repr=False)
 
+    @property
+    def seconds(self) -> float:
+        """Length of the windows [s]."""
+        return float(self.windows.commands.shape[1] * self.plant.timestep)
+
     def run(self, parameters: Array, start: Array) -> Array:
         """Simulate every window with every candidate.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +18,7 @@ OUTLYING = 10.0
 STEADY = 0.03
 # A step that takes away less than these shares of the cost is followed by one with updated slopes, and by Newton's.
 UPDATED, NEAR = 0.3, 1e-2
-# Dampings that are tried side by side at each step, relative to the one that served last, and the largest there is.
+# Dampings that are tried side by side at each step, relative to the one that served last, which is no larger than this.
 DAMPINGS, MOST_DAMPED = (0.1, 3.0, 100.0), 1e4
 # The start state of a window is fitted until a step takes away less than this share of its cost, so many at most.
 STARTED, START_STEPS = 0.1, 8
@@ -138,17 +137,31 @@ class ShootingProblem:
                 total = total + self.loss(part.residuals(positions) / self.noise)
             return np.where(np.isfinite(total), total, np.inf)
 
-        return _each_where_one_diverges(some, len(candidates), (len(candidates),))
+        try:
+            return some(slice(None))
+        except NonFiniteError:
+            out = np.full(len(candidates), np.inf)
+            for k in range(len(candidates)):
+                with contextlib.suppress(NonFiniteError):
+                    out[k] = some(slice(k, k + 1))[0]
+            return out
 
     def losses(self, part: Replay, x: Array, starts: Array) -> Array:
-        """(C, W) losses of the windows of a part at parameters (P,), from start states (C, W, X)."""
+        """(C, W) losses of windows at parameters (P,), from start states (C, W, X); infinite where one diverges."""
 
-        def some(rows: slice) -> Array:
-            here = starts[rows]
-            error = part.residuals(part.run(np.repeat(x[part.columns][None], len(here), 0), here)) / self.noise
-            return self.loss(error.reshape(-1, *error.shape[2:])).reshape(error.shape[:2])
+        def of(some: Replay, starts: Array) -> Array:
+            error = some.residuals(some.run(np.repeat(x[part.columns][None], len(starts), 0), starts)) / self.noise
+            total = self.loss(error.reshape(-1, *error.shape[2:])).reshape(error.shape[:2])
+            return np.where(np.isfinite(total), total, np.inf)
 
-        return _each_where_one_diverges(some, len(starts), starts.shape[:2])
+        try:
+            return of(part, starts)
+        except NonFiniteError:  # one window takes all others along: each by itself
+            out = np.full(starts.shape[:2], np.inf)
+            for c, w in np.ndindex(*out.shape):
+                with contextlib.suppress(NonFiniteError):
+                    out[c, w] = of(part.select(np.array([w])), starts[c : c + 1, w : w + 1])[0, 0]
+            return out
 
     def sensitivities(self, x: Array) -> list[Sensitivity]:
         """Return what every part says at `x` and the present start states."""
@@ -249,18 +262,6 @@ class ShootingProblem:
         return replace(self, parts=parts)
 
 
-def _each_where_one_diverges(some: Callable[[slice], Array], many: int, shape: tuple[int, ...]) -> Array:
-    """Return `some` of all candidates at once, or of one after the other where one diverges: infinity for that one."""
-    try:
-        return some(slice(None))
-    except NonFiniteError:
-        out = np.full(shape, np.inf)
-        for k in range(many):
-            with contextlib.suppress(NonFiniteError):
-                out[k] = some(slice(k, k + 1))[0]
-        return out
-
-
 def square_root(precision: Array) -> Array:
     """Square root of a positive semi-definite matrix."""
     values, vectors = np.linalg.eigh(precision)
@@ -306,29 +307,35 @@ def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float
         problem.noise = np.ones_like(problem.noise)
         fit_starts(problem, x)
     problem.noise = np.maximum(_robust_std([p.residuals_at(x[p.columns]) for p in problem.parts], problem.parts), 1e-6)
-    told, damping, gain, settled = problem.sensitivities(x), 1e-3, np.inf, False
+    told, damping, gain, settled = None, 1e-3, np.inf, False
     for _ in range(iterations):
-        before = x, problem.starts
+        simulated, before = told is None, (x, problem.starts)
+        told = told or problem.sensitivities(x)
         x, damping, gain = _step(problem, x, told, damping, near=gain < NEAR)
         if gain < tolerance:
-            settled = True
+            settled = simulated  # updated slopes may say nothing where simulated ones would
             break
-        told = problem.updated(x, told, before) if gain < UPDATED else problem.sensitivities(x)
+        told = problem.updated(x, told, before) if gain < UPDATED else None
+    cost, left = mean_error(problem, x)
+    steady = bool((np.abs(left / problem.noise - 1) < STEADY).all())
+    return Fit(cost, x, problem.noise, problem.starts, settled and steady)
+
+
+def mean_error(problem: ShootingProblem, x: Array) -> tuple[float, Array]:
+    """Return the mean absolute error at `x`, far outliers cut, and the scale of the residuals of each channel (D,)."""
     found = [p.residuals_at(x[p.columns]) for p in problem.parts]
     errors = np.abs(np.concatenate([r[p.windows.valid] for r, p in zip(found, problem.parts, strict=True)]))
     left = np.maximum(_robust_std(found, problem.parts), 1e-9)
-    cost = float(np.minimum(errors, OUTLYING * left).mean())
-    steady = bool((np.abs(left / problem.noise - 1) < STEADY).all())
-    return Fit(cost, x, problem.noise, problem.starts, settled and steady)
+    return float(np.minimum(errors, OUTLYING * left).mean()), left
 
 
 def fit_starts(problem: ShootingProblem, x: Array) -> None:
     """Fit the start states to parameters `x`, which leaves every window a problem of its own, damped by itself."""
     for whole in problem.parts:
-        rows, damping = np.arange(len(whole.windows)), np.full(len(whole.windows), 1e-3)
+        rows, damping, usual = np.arange(len(whole.windows)), np.full(len(whole.windows), 1e-3), 0.0
         whole.start = whole.start.copy()  # others may hold the states that it had
         for _ in range(START_STEPS):
-            part = whole.select(rows)
+            part = whole if len(rows) == len(whole.windows) else whole.select(rows)
             residual, by_state = part.by_start(x[part.columns])
             r = residual / problem.noise
             told = Sensitivity(r, problem.weights(r), np.zeros((*r.shape, 0)), by_state / problem.noise[:, None])
@@ -336,13 +343,14 @@ def fit_starts(problem: ShootingProblem, x: Array) -> None:
             tried = damping * np.array(DAMPINGS)[:, None]
             ahead = part.start - np.stack([_states_ahead(hss, gs[..., None], d)[..., 0] for d in tried])
             present, losses = problem.loss(r), problem.losses(part, x, ahead)
+            usual = present.mean() if part is whole else usual
             best = np.argmin(losses, 0)[None]
             lowest, used = (np.take_along_axis(v, best, 0)[0] for v in (losses, tried))
             better = lowest < present
             whole.start[rows[better]] = np.take_along_axis(ahead, best[..., None], 0)[0][better]
             going = lowest < (1 - STARTED) * present
             # a step that led up is damped and tried again, where there is something to gain
-            going |= ~better & (damping < MOST_DAMPED) & (present > present.mean())
+            going |= ~better & (damping < MOST_DAMPED) & (present >= usual)
             rows, damping = rows[going], np.where(better, np.maximum(used, 1e-9), tried[-1])[going]
             if not len(rows):
                 break
@@ -387,7 +395,11 @@ def _step(
         if costs[best] < present:
             for part, own in zip(problem.parts, starts, strict=True):
                 part.start = own[best]
-            return candidates[best], max(tried[best], 1e-9), float((present - costs[best]) / present)
+            return (
+                candidates[best],
+                float(np.clip(tried[best], 1e-9, MOST_DAMPED)),
+                float((present - costs[best]) / present),
+            )
         damping = tried[-1]
     return x, damping, 0.0
 

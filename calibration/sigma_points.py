@@ -73,6 +73,7 @@ def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
         problem.axes = principal_axes(problem, found)
         coarse = ShootingProblem.sensitivities(replace(problem, steps=COARSE * problem.steps), best)
     except NonFiniteError:  # so far away it diverges
+        problem.axes = None
         return problem.sensitivities(best)
     for one, other in zip(found, coarse, strict=True):
         usual = np.quantile(np.abs(other.by_parameter), 0.9, axis=(0, 1, 2))

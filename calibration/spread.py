@@ -10,7 +10,15 @@ import numpy as np
 from scipy import optimize
 
 from sim2real.calibration.search import settle
-from sim2real.calibration.shooting import Fit, Sensitivity, ShootingProblem, bounded_step, fit_starts, restore
+from sim2real.calibration.shooting import (
+    Fit,
+    Sensitivity,
+    ShootingProblem,
+    bounded_step,
+    fit_starts,
+    mean_error,
+    restore,
+)
 from sim2real.calibration.sigma_points import EnsembleProblem, at_scale, width_of
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError
@@ -96,6 +104,7 @@ def polish(
         wide = EnsembleProblem.of(problem, problem.axes)
         fit = settle(wide, fit.x, rounds=rounds, progress=progress, afresh=False)
         restore(problem, fit)
+        problem.axes = wide.axes
         told = at_scale(problem, fit.x)
         blocks = Blocks.of(problem, fit.x, told)
     best = fit.x
@@ -105,10 +114,14 @@ def polish(
             break
         moved = _towards(problem, best, ahead)
         if moved is None:
-            return replace(fit, x=best), blocks, SHARES[-1] * (ahead - best)
+            return _fit_at(problem, fit, best), blocks, SHARES[-1] * (ahead - best)
         best, told = moved, at_scale(problem, moved) if gain > NEARBY else problem.again(moved, told)
         blocks = Blocks.of(problem, best, told)
-    return replace(fit, x=best), blocks, blocks.decrement(problem, best)[1] - best
+    return _fit_at(problem, fit, best), blocks, blocks.decrement(problem, best)[1] - best
+
+
+def _fit_at(problem: ShootingProblem, fit: Fit, x: Array) -> Fit:
+    return replace(fit, x=x, cost=mean_error(problem, x)[0], starts=problem.starts)
 
 
 def _towards(problem: ShootingProblem, best: Array, ahead: Array) -> Array | None:

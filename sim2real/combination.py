@@ -25,8 +25,8 @@ class CombinedPredictor:
     """Predicts with an identified simulator and models of recordings together; see `Prediction.combined`.
 
     A simulator knows what physics says where nothing was recorded; a model of recordings knows what the simulator
-    lacks, where much was. Each is recalibrated on held-out recordings first, horizon by horizon and joint by joint, so
-    that their variances can be compared window by window.
+    lacks, where much was. Each is recalibrated first, horizon by horizon and joint by joint, so that their
+    variances can be compared window by window.
 
     Attributes:
         parts: the predictors and their recalibrations.

@@ -52,11 +52,11 @@ class Prediction:
 
     @classmethod
     def combined(cls, predictions: Sequence[Prediction]) -> Prediction:
-        """Combine what several predictors say of the same, each weighted by its precision (Bates & Granger 1969).
+        """Combine what several predictors say of the same, each weighted by the square of its precision.
 
-        Weights are the squares of precisions, and add up to one: errors of predictors that read the same sensors are
-        alike, and then the best weights lean towards the better one more than precisions do. The variances are those of
-        the mixture: where predictors disagree, that is epistemic.
+        Weights add up to one. Precisions are the best weights of independent errors (Bates & Granger 1969); errors of
+        predictors that read the same sensors are alike, and then the best weights lean more towards the better one. The
+        variances are those of the mixture: where predictors disagree, that is epistemic.
 
         Args:
             predictions: recalibrated, or their variances cannot be compared.
@@ -157,11 +157,11 @@ class Recalibration:
 
 
 def _quantile(values: Array, weight: Array, level: float) -> float:
-    """Return the quantile of weighted values (N,), between them linear in the weight; of alike ones, NumPy's."""
+    """Return the quantile of weighted values (N,), linear between the middles of their weights."""
     order = np.argsort(values)
-    ends = np.cumsum(weight[order])
-    centers = (ends - ends[0]) / (ends[-1] - ends[0]) if len(values) > 1 else np.zeros(1)
-    return float(np.interp(level, centers, values[order]))
+    middles = np.cumsum(weight[order]) - weight[order] / 2
+    span = middles[-1] - middles[0]
+    return float(np.interp(level, (middles - middles[0]) / span if span > 0 else middles, values[order]))
 
 
 def _likelihood(

@@ -264,6 +264,7 @@ def predictors(
     draws = posterior.sample(setup.rng("draws"), DRAWS)
     no_news = repeated(nominal, DRAWS)
     simulator = simulator_predictor(setup, posterior.values, draws, observation, covariance)
+    training = [Questions.of(e, setup.channels) for e in setup.recordings.train]
     model = model_predictor(setup, finetuned, posterior.values, observation)
     return {
         "persistence": persistence,
@@ -271,7 +272,7 @@ def predictors(
         "identified_simulator": simulator,
         "pretrained_model": model_predictor(setup, pretrained, posterior.values, observation),
         "finetuned_model": model,
-        "combined": CombinedPredictor.fit([simulator, model], validation(setup)),
+        "combined": CombinedPredictor.fit([simulator, model], validation(setup), training),
     }
 
 

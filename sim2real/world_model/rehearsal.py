@@ -69,21 +69,24 @@ class Rehearsal:
                 f"the model's timestep must be a whole number of the plant's {self.plant.timestep:g} s, "
                 f"found {config.timestep:g} s"
             )
-        back = max(math.ceil(WARMUP / config.timestep), config.lookback + 1, config.history - 1)
+        every = max(round(period / self.plant.timestep), 1)
+        back = max(
+            math.ceil(WARMUP / config.timestep), config.lookback + math.ceil(every / substeps), config.history - 1
+        )
         many = members * self.windows
         commands = self.excitation.commands(rng, many, back + steps)
         commands *= WEAKEST ** rng.uniform(size=(many, 1, 1))
         path = self._simulate(commands, substeps, rng)
         start = back * substeps - 1
-        every = max(round(period / self.plant.timestep), 1)
         readings = path[:, start % every : start + 1 : every]
         readings = readings + estimator.noise * rng.normal(size=readings.shape)
         estimator.reset(readings[:, 0])
         nothing = np.zeros((many, 0))
         for k in range(1, readings.shape[1]):
             state = estimator.update(every * self.plant.timestep, readings[:, k], nothing)
-        past = path[:, start - config.lookback * substeps : start : substeps]
-        past = past + estimator.noise * rng.normal(size=past.shape)
+        at = (start - substeps * np.arange(config.lookback, 0, -1) - start % every) / every
+        low, between = at.astype(int), (at % 1)[:, None]
+        past = (1 - between) * readings[:, low] + between * readings[:, low + 1]
         known = commands[:, back - config.history + 1 :]
         after = path[:, start + substeps :: substeps]
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from sim2real.errors import NonFiniteError
-from sim2real.prediction import Prediction, Recalibration
+from sim2real.prediction import Prediction, Recalibration, _quantile
 
 HORIZON = torch.tensor([0.1, 0.5])
 SCALE = np.array([[0.5, 2.0], [1.0, 3.0]])
@@ -149,3 +149,11 @@ def test_alike_weights_are_no_weights() -> None:
     assert other.factor == pytest.approx(one.factor)
     z = np.abs(truth.numpy()) / np.sqrt(one.scale**2 * 0.3 + one.floor**2)
     assert one.factor == pytest.approx(np.quantile(z, 0.9) / 1.6448536, rel=1e-6)
+
+
+def test_a_heavy_value_counts_as_much_at_either_end() -> None:
+    light, weight = np.linspace(1.0, 2.0, 101), np.full(101, 0.5 / 101)
+    low = _quantile(np.concatenate([[0.0], light]), np.concatenate([[0.5], weight]), 0.9)
+    high = _quantile(np.concatenate([[3.0], -light]), np.concatenate([[0.5], weight]), 0.1)
+    assert low == pytest.approx(1.8, abs=0.15)
+    assert high == pytest.approx(-1.8, abs=0.15)

@@ -70,8 +70,19 @@ def test_readings_are_as_noisy_as_the_filter_expects() -> None:
     some = Rehearsal(plant(), masses(1.0, 1.0), Excitation((0.0,), (0.0,), (1e-9,)), windows=400)
     found = some.record(config(), KalmanFilter([1.0], [0.01]), 0.01, steps=2, rng=np.random.default_rng(0))
     assert float(found.past.std()) == pytest.approx(0.01, rel=0.05)
+    # the very readings that the filter saw: from the last ones it knows where the robot was
+    last = np.corrcoef(found.past[..., -1, 0].flatten(), found.state[..., 0].flatten())[0, 1]
+    assert last > 0.2
     assert float(found.positions.abs().max()) < 1e-6
     assert 1e-4 < float(found.state[..., 0].std()) < 0.01
+
+
+def test_positions_between_slow_readings_are_interpolated() -> None:
+    some = Rehearsal(plant(), masses(1.0, 1.0), Excitation((1.0,), (2.0,), (3.0,)), windows=20)
+    found = some.record(config(), estimator(), 0.1, steps=3, rng=np.random.default_rng(0))
+    path = found.past[..., 0].numpy()  # readings 0.1 s apart, positions 0.02 s apart: on one line
+    assert np.abs(np.diff(path, 2, axis=-1)).max() < 1e-3
+    assert np.isfinite(found.state.numpy()).all()
 
 
 def test_a_draw_a_member_and_whole_substeps_are_asked_for() -> None:
