@@ -18,6 +18,8 @@ OUTLYING = 10.0
 STEADY = 0.03
 # A step that takes away less than these shares of the cost is followed by one with updated slopes, and by Newton's.
 UPDATED, NEAR = 0.3, 1e-2
+# But not where steps had to be damped by more than this: slopes say little there.
+TRUSTED = 1.0
 # Dampings that are tried side by side at each step, relative to the one that served last, which is no larger than this.
 DAMPINGS, MOST_DAMPED = (0.1, 3.0, 100.0), 1e4
 # The start state of a window is fitted until a step takes away less than this share of its cost, so many at most.
@@ -315,7 +317,7 @@ def refine(problem: ShootingProblem, x: Array, iterations: int, tolerance: float
         if gain < tolerance:
             settled = simulated  # updated slopes may say nothing where simulated ones would
             break
-        told = problem.updated(x, told, before) if gain < UPDATED else None
+        told = problem.updated(x, told, before) if gain < UPDATED and damping < TRUSTED else None
     cost, left = mean_error(problem, x)
     steady = bool((np.abs(left / problem.noise - 1) < STEADY).all())
     return Fit(cost, x, problem.noise, problem.starts, settled and steady)
