@@ -53,9 +53,9 @@ from sim2real.evaluation import (
 from sim2real.prediction import Prediction
 from sim2real.preparation import Setup, prepare
 from sim2real.recipe import load_recipe
-from sim2real.stages import choose_observer, simulator_predictor
+from sim2real.stages import choose_observer, excitation, simulator_predictor
 from sim2real.windows import joint_positions
-from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Excitation, Rehearsal, fit_to_recordings
+from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Rehearsal, fit_to_recordings
 from sim2real.world_model.encoder import angles
 from sim2real.world_model.windows import causal_states
 
@@ -144,10 +144,7 @@ def learned(setup: Setup, dt: float, seed: int, quick: bool) -> tuple[dict[str, 
     config = EnsembleConfig(
         setup.plant.model.wraps, setup.plant.actions, dt, history=6, hidden=(128, 128), lookback=8, latents=4
     )
-    joints, wild = setup.plant.degrees_of_freedom, setup.recipe.model.excitation
-    limits = (setup.recipe.control.limit,) * setup.plant.actions
-    excitation = Excitation(limits, (wild.velocity,) * joints, (wild.position,) * joints)
-    rehearsal = Rehearsal(setup.plant, found.sample(rng, config.members), excitation)
+    rehearsal = Rehearsal(setup.plant, found.sample(rng, config.members), excitation(setup, setup.plant))
     out: dict[str, Predictor] = {"simulator": simulator}
     for name, simulated in (("logs alone", None), ("rehearsed", rehearsal)):
         clock = time.perf_counter()

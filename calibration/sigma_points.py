@@ -67,10 +67,14 @@ def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
     """
     try:
         if problem.axes is None:
-            problem.axes = principal_axes(problem, problem.sensitivities(best))
-            problem.axes = principal_axes(problem, problem.along(best, problem.axes))
-        found = problem.along(best, problem.axes)
-        problem.axes = principal_axes(problem, found)
+            found = problem.sensitivities(best)
+            axes, rounds = principal_axes(problem, found), 2
+        else:
+            found, axes, rounds = problem.still(best), problem.axes, 1
+        for _ in range(rounds):  # only the slopes are simulated again, not what the start states do
+            found = [replace(t, by_parameter=s) for t, s in zip(found, problem.secants(best, axes), strict=True)]
+            axes = principal_axes(problem, found)
+        problem.axes = axes
         coarse = ShootingProblem.sensitivities(replace(problem, steps=COARSE * problem.steps), best)
     except NonFiniteError:  # so far away it diverges
         problem.axes = None

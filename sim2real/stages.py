@@ -155,18 +155,20 @@ def model_predictor(
     return EnsemblePredictor(model, setup.plant, dict(values), observation, setup.channels, advance=float(sum(late)))
 
 
+def excitation(setup: Setup, plant: Plant) -> Excitation:
+    """Return how simulations of a plant are excited, as the recipe has it."""
+    wild, joints = setup.recipe.model.excitation, setup.plant.degrees_of_freedom
+    limits = (setup.recipe.control.limit,) * plant.actions
+    return Excitation(limits, (wild.velocity,) * joints, (wild.position,) * joints)
+
+
 def simulated_stretches(setup: Setup, plant: Plant, draws: Mapping[str, Array], stage: str) -> Stretches:
     """Simulate training data for a world model: one draw of the parameters a member."""
-    recipe, joints = setup.recipe.model, setup.plant.degrees_of_freedom
-    excitation = Excitation(
-        (setup.recipe.control.limit,) * plant.actions,
-        (recipe.excitation.velocity,) * joints,
-        (recipe.excitation.position,) * joints,
-    )
+    recipe = setup.recipe.model
     return simulate(
         plant,
         draws,
-        excitation,
+        excitation(setup, plant),
         stretches=recipe.stretches,
         steps=recipe.steps,
         history=recipe.history,
