@@ -29,10 +29,11 @@ class CombinedPredictor:
     variances can be compared window by window.
 
     Attributes:
-        parts: the predictors and their recalibrations.
+        parts: each predictor, its recalibration on held-out recordings, which weighs it, and the one that says how sure
+            it is.
     """
 
-    parts: tuple[tuple[Predictor, Recalibration], ...]
+    parts: tuple[tuple[Predictor, Recalibration, Recalibration], ...]
 
     @classmethod
     def fit(
@@ -41,8 +42,8 @@ class CombinedPredictor:
         """Recalibrate predictors on questions about recordings.
 
         Args:
-            predictors: those of a simulator also take what they were identified on, for a dozen parameters do not
-                remember it, and from one recording to the next a robot differs.
+            predictors: those of a simulator are as sure as they are right also on what they were identified on, for a
+                dozen parameters do not remember it, and from one recording to the next a robot differs.
             held_out: none of the predictors was trained on.
             trained_on: the simulators were identified on.
 
@@ -55,9 +56,16 @@ class CombinedPredictor:
                 f"{len(held_out)} recordings"
             )
         both = [*held_out, *trained_on]
-        return cls(
-            tuple((p, recalibrate(p, both if isinstance(p, SimulatorPredictor) else held_out)) for p in predictors)
-        )
+        parts = []
+        for predictor in predictors:
+            weighs = recalibrate(predictor, held_out)
+            wider = bool(trained_on) and isinstance(predictor, SimulatorPredictor)
+            parts.append((predictor, weighs, recalibrate(predictor, both) if wider else weighs))
+        return cls(tuple(parts))
 
     def __call__(self, questions: Questions) -> Prediction:
-        return Prediction.combined([calibration.apply(predictor(questions)) for predictor, calibration in self.parts])
+        answers = [(predictor(questions), weighs, says) for predictor, weighs, says in self.parts]
+        return Prediction.combined(
+            [says.apply(answer) for answer, _, says in answers],
+            precise=[weighs.apply(answer) for answer, weighs, _ in answers],
+        )

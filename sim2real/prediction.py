@@ -51,7 +51,7 @@ class Prediction:
         return cls(mean, aleatoric, epistemic, predictions[0].horizon)
 
     @classmethod
-    def combined(cls, predictions: Sequence[Prediction]) -> Prediction:
+    def combined(cls, predictions: Sequence[Prediction], precise: Sequence[Prediction] | None = None) -> Prediction:
         """Combine what several predictors say of the same, each weighted by the square of its precision.
 
         Weights add up to one. Precisions are the best weights of independent errors (Bates & Granger 1969); errors of
@@ -60,6 +60,8 @@ class Prediction:
 
         Args:
             predictions: recalibrated, or their variances cannot be compared.
+            precise: the same, recalibrated for comparison, where another recalibration says how sure they are in the
+                end; the predictions themselves if not given.
 
         Raises:
             NonFiniteError: one is not finite.
@@ -69,7 +71,8 @@ class Prediction:
         mean, aleatoric, epistemic = (
             torch.stack([getattr(p, part).double() for p in predictions]) for part in ("mean", "aleatoric", "epistemic")
         )
-        weight = (aleatoric + epistemic).clamp_min(1e-24).pow(-2)
+        compared = torch.stack([one.variance.double() for one in precise or predictions])
+        weight = compared.clamp_min(1e-24).pow(-2)
         weight = weight / weight.sum(0)
         pooled = (weight * mean).sum(0)
         epistemic = epistemic + (mean - pooled) ** 2

@@ -83,17 +83,32 @@ def test_held_out_recordings_decide_who_is_believed() -> None:
     assert 0.87 < inside.mean() < 0.99  # the variances of a mixture are cautious
 
 
-def test_a_simulator_is_recalibrated_on_what_it_was_identified_on_too() -> None:
+def test_weights_may_come_of_another_recalibration_than_variances() -> None:
+    said = [saying(0.0, 0.3), saying(1.0, 0.3)]
+    found = Prediction.combined(said, precise=[saying(0.0, 0.1), saying(1.0, 0.2)])
+    assert float(found.mean[0, 0, 0]) == pytest.approx(1 / 5)
+    assert float(found.variance[0, 0, 0]) == pytest.approx(0.3 + 0.8 * 0.2**2 + 0.2 * 0.8**2)
+
+
+def test_a_simulator_is_as_sure_as_it_is_right_on_what_it_was_identified_on_too() -> None:
     plant = Plant(RobotModel("pendulum"), timestep=0.01, threads=1)
     values = {"dynamics.payload.mass": 0.5}
     simulator = SimulatorPredictor(plant, values, {}, np.zeros((2, 2)), Observation(0.1, 50.0), ["position"])
     held, train = ([Questions.of(recording(name, k), ["position"])] for k, name in enumerate(("held", "train")))
     both = CombinedPredictor.fit([simulator, persistence], held, train)
-    expected = recalibrate(simulator, [*held, *train]), recalibrate(persistence, held)
-    for (_, found), one in zip(both.parts, expected, strict=True):
-        assert found.factor == one.factor
-        assert (found.floor == one.floor).all()
-    assert expected[0].factor != recalibrate(simulator, held).factor
+    (_, weighs, says), (_, one, same) = both.parts
+    for found, expected in (
+        (weighs, recalibrate(simulator, held)),
+        (says, recalibrate(simulator, [*held, *train])),
+        (one, recalibrate(persistence, held)),
+        (same, one),
+    ):
+        assert found.factor == expected.factor
+        assert (found.floor == expected.floor).all()
+    assert says.factor != weighs.factor
+    answer = simulator(held[0])
+    nothing = CombinedPredictor(((simulator, weighs, says),))(held[0])
+    assert torch.equal(nothing.variance, says.apply(answer).variance.double())
 
 
 def test_what_is_not_finite_is_said_by_number() -> None:
