@@ -44,7 +44,7 @@ def doubled(directory: Path, logs: Path) -> dict[str, Any]:
     rows = {}
     for shift in setup.recordings.shift:
         for episode in shift.recordings:
-            questions = Questions.of(episode, setup.channels, after=shift.after)
+            questions = Questions.of(episode, setup.channels, after=shift.after(episode))
             prediction = simulator_predictor(setup, values, {}, observation)(questions)
             rows[episode.name] = score(prediction, questions, ["hinge"], np.random.default_rng(0))
     return rows

@@ -217,7 +217,7 @@ class StagedRun:
             adaptation.posterior.save(self.path / "posterior" / "adapted" / name)
             found[name] = {
                 **adaptation.to_json(),
-                "seconds": shift.after,
+                "seconds": shift.adapt_to.duration,
                 "parameters": adaptation.posterior.summary(),
             }
             self._adapt_model(name, adaptation)

@@ -24,7 +24,12 @@ class Shift:
     name: str
     adapt_to: Episode
     recordings: list[Episode]
-    after: float
+
+    def after(self, recording: Episode) -> float:
+        """Return the seconds of a recording that are not scored: those adapted to, where it begins with them."""
+        many = len(self.adapt_to.observed_at)
+        begins_so = np.array_equal(recording.observations[:many], self.adapt_to.observations)
+        return self.adapt_to.duration if begins_so else 0.0
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def read_recordings(recipe: Recipe) -> Recordings:
         [by_name[n] for n in split.validation],
         [by_name[n] for n in split.test],
         [
-            Shift(s.adapt_to, by_name[s.adapt_to].slice(0, s.seconds), [by_name[n] for n in s.recordings], s.seconds)
+            Shift(s.adapt_to, by_name[s.adapt_to].slice(0, s.seconds), [by_name[n] for n in s.recordings])
             for s in split.shift
         ],
     )

@@ -331,7 +331,7 @@ def evaluate_stage(
         "validation": [(q.episode.name, q) for q in held_out],
         "test": [(e.name, Questions.of(e, setup.channels)) for e in setup.recordings.test],
         "shift": [
-            (e.name, Questions.of(e, setup.channels, after=shift.after))
+            (e.name, Questions.of(e, setup.channels, after=shift.after(e)))
             for shift in setup.recordings.shift
             for e in shift.recordings
         ],
