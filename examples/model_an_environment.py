@@ -33,7 +33,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = record(Path(folder, "learn"), 200)
         print(f"{len(data)} transitions of {', '.join(data.names)}")
-        config = TransitionConfig(4, 1, timestep=0.04, members=5, elites=4, hidden=(64, 64), names=data.names)
+        config = TransitionConfig(
+            4, 1, timestep=0.04, members=5, elites=4, hidden=(64, 64), names=data.names, events=("terminated",)
+        )
         model = TransitionEnsemble(config)
         fit_transitions(
             model, data, Schedule(epochs=60, batch=64), checkpoint=Path(folder, "training.safetensors"), progress=print
@@ -41,7 +43,18 @@ def main() -> None:
         model.save(Path(folder, "model"))
         model = TransitionEnsemble.load(Path(folder, "model"))
 
-        episodes = [e for e in (record_one(seed) for seed in range(300)) if len(e[1]) >= 5][:60]
+        tried = [record_one(seed) for seed in range(300)]
+        begun = np.stack([seen[0] for seen, _ in tried])
+        pushed = np.stack([np.concatenate([sent[:5], np.zeros((max(5 - len(sent), 0), 1))]) for _, sent in tried])
+        fallen = np.array([[len(sent) <= k for k in range(1, 6)] for _, sent in tried])
+        chance = model.foretell(begun, pushed).events
+        assert chance is not None
+        for k in (0, 2, 4):
+            print(
+                f"fallen within {k + 1} steps: {fallen[:, k].mean():.0%} of poles, {chance[:, k].mean():.0%} foretold"
+            )
+
+        episodes = [e for e in tried if len(e[1]) >= 5][:60]
         start = np.stack([seen[0] for seen, _ in episodes])
         sent = np.stack([sent[:5] for _, sent in episodes])
         truth = np.stack([seen[1:6] for seen, _ in episodes])

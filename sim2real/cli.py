@@ -303,6 +303,9 @@ def _learn(options: argparse.Namespace, console: Console) -> None:
         told = (f"{row['seconds']:.3g}", f"{row['nrmse']:.4f}", f"{row['coverage']['0.9']:.0%}")
         table.add_row(str(row["steps"]), *told, f"{low:.0%} to {high:.0%}", _plain(worst))
     console.print(table)
+    if found.outcomes:
+        told = ", ".join(f"{_plain(name)} {error:.4f}" for name, error in found.outcomes.items())
+        console.print(f"what a step brings, error (1 = foretelling its mean): {told}")
     console.print(f"model: {_plain(str(options.output / 'model'))}")
 
 

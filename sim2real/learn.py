@@ -35,11 +35,14 @@ class Learned:
         model: trained.
         scores: an entry for each number of steps ahead, on recordings that were not learned from: `steps`, `seconds`,
             `windows`, `nrmse` (error relative to that of foretelling no change) and what `scores.calibration` returns.
+        outcomes: name -> error of what a step brings there, relative to that of foretelling its mean: root mean square
+            of rewards, mean square (Brier score) of the probabilities of ends.
         held_out: names of those recordings.
     """
 
     model: TransitionEnsemble
     scores: list[dict[str, Any]]
+    outcomes: dict[str, float]
     held_out: tuple[str, ...]
 
 
@@ -87,8 +90,19 @@ def learn(
         checkpoint.unlink(missing_ok=True)
     data = Transitions.of(train)
     run.belongs_to(digest(episodes, *(repr((e.name, e.channels, e.excluded)) for e in episodes)))
+    unseen = Transitions.of(held_out)
+    # of what never differs there is nothing to learn
+    differ = [n for n, values in data.outcomes.items() if n in unseen.outcomes and values.min() != values.max()]
     config = TransitionConfig(
-        data.observations.shape[1], data.actions.shape[1], timestep, members, members, hidden, data.names
+        data.observations.shape[1],
+        data.actions.shape[1],
+        timestep,
+        members,
+        members,
+        hidden,
+        data.names,
+        numbers=tuple(name for name in differ if data.outcomes[name].dtype != bool),
+        events=tuple(name for name in differ if data.outcomes[name].dtype == bool),
     )
     model = TransitionEnsemble(config, seed)
     batch = int(np.clip(len(data) // UPDATES, SMALLEST, LARGEST))
@@ -100,9 +114,28 @@ def learn(
     fit_transitions(model, data, schedule, checkpoint=checkpoint, curves=curves, progress=say)
     model.save(directory / "model")
     scores = ahead(model, held_out, seed=seed)
+    came = outcomes(model, unseen, seed=seed)
     names = tuple(e.name for e in held_out)
-    write_json(directory / "metrics.json", {"held_out": names, "schedule": asdict(schedule), "scores": scores})
-    return Learned(model, scores, names)
+    told = {"held_out": names, "schedule": asdict(schedule), "scores": scores, "outcomes": came}
+    write_json(directory / "metrics.json", told)
+    return Learned(model, scores, came, names)
+
+
+def outcomes(model: TransitionEnsemble, data: Transitions, seed: int = 0) -> dict[str, float]:
+    """Score what the heads of a model say of single steps; see `Learned.outcomes`. What never differs is left out."""
+    if model.heads is None:
+        return {}
+    found, out = model.foretell(data.observations, data.actions[:, None], particles=20, seed=seed), {}
+    said: dict[str, Any] = {}
+    if found.numbers is not None:
+        said |= {n: (found.numbers.mean[:, 0, i], 0.5) for i, n in enumerate(model.config.numbers)}
+    if found.events is not None:
+        said |= {n: (found.events[:, 0, i], 1.0) for i, n in enumerate(model.config.events)}
+    for name, (answer, power) in said.items():
+        truth = np.asarray(data.outcomes[name], float)
+        if truth.std() > 0:
+            out[name] = float((((answer.double().numpy() - truth) ** 2).mean() / truth.var()) ** power)
+    return out
 
 
 def ahead(model: TransitionEnsemble, episodes: Sequence[Episode], seed: int = 0) -> list[dict[str, Any]]:

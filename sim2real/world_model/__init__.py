@@ -5,7 +5,7 @@ from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
 from sim2real.world_model.recorded import fit_to_recordings
 from sim2real.world_model.rehearsal import Rehearsal
 from sim2real.world_model.training import fit, rollout_error
-from sim2real.world_model.transition_ensemble import TransitionConfig, TransitionEnsemble
+from sim2real.world_model.transition_ensemble import Foretold, TransitionConfig, TransitionEnsemble
 from sim2real.world_model.transition_training import Schedule, fit_transitions
 from sim2real.world_model.transitions import Transitions
 
@@ -13,6 +13,7 @@ __all__ = [
     "EnsembleConfig",
     "EnsembleDynamics",
     "Excitation",
+    "Foretold",
     "Rehearsal",
     "Schedule",
     "Stretches",

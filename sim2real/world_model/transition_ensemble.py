@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from sim2real.errors import LogError, ModelError
 from sim2real.prediction import LEVEL, Prediction
 from sim2real.world_model import storage
+from sim2real.world_model.heads import OutcomeHeads
 from sim2real.world_model.network import BatchedMLP, bounded
 from sim2real.world_model.scores import half_width
 from sim2real.world_model.transitions import CHUNK, Numbers, Rows, Transitions
 
+Propagation = Literal["trajectories", "moments"]
 # Log variances of normalised changes lie between these.
 LOG_VARIANCE = (-20.0, 2.0)
 # By so much recalibration may stretch or shrink the noise.
@@ -36,6 +39,8 @@ class TransitionConfig:
         elites: members that predict, the best on held-out transitions.
         hidden: widths of the hidden layers.
         names: of the observations; numbered where not given.
+        numbers: names of outcomes of a step that heads foretell as numbers, such as `reward`.
+        events: names of outcomes that heads foretell as probabilities, such as `terminated`, or what is unsafe.
     """
 
     observations: int
@@ -45,6 +50,8 @@ class TransitionConfig:
     elites: int = 5
     hidden: tuple[int, ...] = (200, 200, 200, 200)
     names: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.elites <= self.members:
@@ -56,6 +63,21 @@ class TransitionConfig:
             )
         names = self.names or tuple(f"observation {i}" for i in range(self.observations))
         object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What follows a sequence of actions.
+
+    Attributes:
+        observations: (B, H, O).
+        numbers: (B, H, numbers) of each step; none without heads for them.
+        events: (B, H, events) probability that the event has happened by then; none without heads for them.
+    """
+
+    observations: Prediction
+    numbers: Prediction | None
+    events: Tensor | None
 
 
 class TransitionEnsemble(nn.Module):
@@ -78,6 +100,10 @@ class TransitionEnsemble(nn.Module):
         size, inputs = config.observations, config.observations + config.actions
         generator = torch.Generator().manual_seed(seed)
         self.network = BatchedMLP(config.members, inputs, 2 * size, tuple(config.hidden), generator)
+        self.heads: OutcomeHeads | None = None
+        if config.numbers or config.events:
+            many = len(config.numbers), len(config.events)
+            self.heads = OutcomeHeads(config.members, inputs + size, *many, generator)
         # normalisers: set once by `normalise`, never trained
         self.register_buffer("input_mean", torch.zeros(inputs))
         self.register_buffer("input_scale", torch.ones(inputs))
@@ -147,15 +173,25 @@ class TransitionEnsemble(nn.Module):
         after = observations + self.change_mean + mean * self.change_scale
         return after, torch.exp(0.5 * log_variance) * self.change_scale * self.stretch
 
-    @torch.no_grad()
-    def predict(self, observations: np.ndarray, actions: np.ndarray, particles: int = 8, seed: int = 0) -> Prediction:
-        """Predict what follows a sequence of actions, by trajectory sampling with members kept (TSinf).
+    def predict(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        particles: int = 8,
+        seed: int = 0,
+        propagation: Propagation = "trajectories",
+    ) -> Prediction:
+        """Predict what follows a sequence of actions.
 
         Args:
             observations: (B, O) at the start.
             actions: (B, H, A).
             particles: trajectories of each elite; its mean is followed besides.
             seed: of the sampled noise.
+            propagation: `trajectories` keep their member (TSinf; Chua et al. 2018); with `moments` all of them are
+                drawn anew after each step from a normal distribution with their mean and covariance, so that spread
+                stays of one piece: what members disagree about in the last step is then epistemic, all before it
+                aleatoric.
 
         Returns:
             a Prediction of the observations after each step: (B, H, O).
@@ -164,6 +200,57 @@ class TransitionEnsemble(nn.Module):
             ModelError: shapes do not fit the model.
             NonFiniteError: the model diverges.
         """
+        _, found = self._propagate(observations, actions, particles, seed, propagation)
+        return self._prediction(found[:, :, :, 1:], propagation)
+
+    def foretell(self, observations: np.ndarray, actions: np.ndarray, particles: int = 8, seed: int = 0) -> Foretold:
+        """Predict, along the same trajectories, observations and the outcomes that the model has heads for.
+
+        Arguments and errors are those of `predict`.
+        """
+        sent, found = self._propagate(observations, actions, particles, seed, "trajectories")
+        before, change = found[..., :-1, :], found.diff(dim=-2)
+        seen = [(torch.cat([before, sent.expand(*before.shape[:-1], -1)], -1) - self.input_mean) / self.input_scale]
+        seen += [(change - self.change_mean) / self.change_scale]
+        if self.heads is None:
+            raise ModelError("the model has no heads: name numbers or events in its TransitionConfig")
+        inputs = torch.cat(seen, -1)
+        # every member has its heads: those of the others are not asked
+        shape = inputs.shape[:-1]
+        full = torch.zeros(self.config.members, shape[1:].numel(), inputs.shape[-1], device=inputs.device)
+        full[self.elites] = inputs.flatten(1, -2)
+        with torch.no_grad():
+            said = self.heads(full)
+        mean, variance, probability = (v[self.elites].unflatten(1, shape[1:]) for v in said.all())
+        numbers = events = None
+        if self.config.numbers:
+            within = variance.mean(1) + mean.var(1, unbiased=False)
+            numbers = Prediction.from_members(mean.mean(1), within, self._horizon(shape[-1]))
+        if self.config.events:
+            events = (1 - (1 - probability).cumprod(-2)).mean((0, 1))
+        return Foretold(self._prediction(found[:, :, :, 1:], "trajectories"), numbers, events)
+
+    def _horizon(self, steps: int) -> Tensor:
+        return self.config.timestep * torch.arange(1, steps + 1)
+
+    def _prediction(self, found: Tensor, propagation: Propagation) -> Prediction:
+        """Return what trajectories (elites, 1 + particles, B, H, O) say, the first of which follow the means."""
+        horizon = self._horizon(found.shape[-2])
+        if propagation == "trajectories":
+            within = found[:, 1:].var(1, unbiased=True)
+            return Prediction.from_members(found[:, 0], within, horizon).require_finite("the model of transitions")
+        means = found[:, 1:].mean(1)
+        epistemic = means.var(0, unbiased=False)
+        total = found[:, 1:].flatten(0, 1).var(0, unbiased=True)
+        return Prediction(means.mean(0), (total - epistemic).clamp_min(0), epistemic, horizon).require_finite(
+            "the model of transitions"
+        )
+
+    @torch.no_grad()
+    def _propagate(
+        self, observations: np.ndarray, actions: np.ndarray, particles: int, seed: int, propagation: Propagation
+    ) -> tuple[Tensor, Tensor]:
+        """Return actions (B, H, A) and the trajectories of elites (E, 1 + particles, B, 1 + H, O), start included."""
         size, width = self.config.observations, self.config.actions
         if observations.shape[1:] != (size,) or actions.shape[::2] != (len(observations), width):
             raise ModelError(
@@ -172,23 +259,41 @@ class TransitionEnsemble(nn.Module):
             )
         if particles < 2 or not actions.shape[1]:
             raise ModelError(f"expected two particles and one step at least, found {particles} and {actions.shape[1]}")
+        if propagation not in get_args(Propagation):
+            raise ModelError(f"expected a propagation of {' or '.join(get_args(Propagation))}, found {propagation!r}")
         device, members, many = self.input_mean.device, self.config.members, len(observations)
         generator = torch.Generator(device).manual_seed(seed)
         # the first of 1 + particles trajectories follows the means
         state = torch.as_tensor(observations, dtype=torch.float32, device=device).repeat(1 + particles, 1)
         state = state.expand(members, -1, -1)
-        sent = torch.as_tensor(actions, dtype=torch.float32, device=device).repeat(1 + particles, 1, 1)
-        path = []
+        sent = torch.as_tensor(actions, dtype=torch.float32, device=device)
+        path = [state]
         for k in range(actions.shape[1]):
-            state, spread = self.step(state, sent[:, k].expand(members, -1, -1))
-            kick = torch.randn(state.shape, generator=generator, device=device) * spread
-            kick[:, :many] = 0.0
-            state = state + kick
+            state, spread = self.step(state, sent[:, k].repeat(1 + particles, 1).expand(members, -1, -1))
+            # moments: the same noise for all members, or they would seem to disagree
+            shared = propagation == "moments"
+            white = torch.randn(state.shape[shared:], generator=generator, device=device).expand(state.shape).clone()
+            white[:, :many] = 0.0
+            state = state + white * spread
             path.append(state)
-        found = torch.stack(path, -2)[self.elites].reshape(len(self.elites), 1 + particles, many, -1, size)
-        horizon = self.config.timestep * torch.arange(1, actions.shape[1] + 1)
-        within = found[:, 1:].var(1, unbiased=True)
-        return Prediction.from_members(found[:, 0], within, horizon).require_finite("the model of transitions")
+            if propagation == "moments":
+                state = self._matched(state, many, generator)
+        found = torch.stack(path, -2)[self.elites]
+        return sent, found.reshape(len(self.elites), 1 + particles, many, -1, size)
+
+    def _matched(self, state: Tensor, many: int, generator: torch.Generator) -> Tensor:
+        """Draw trajectories (M, (1 + particles) B, O) anew from the moments of the elites'; the first are the mean."""
+        members, rows, size = state.shape
+        cloud = state[self.elites].reshape(len(self.elites), rows // many, many, size)[:, 1:].flatten(0, 1)
+        mean = cloud.mean(0)
+        left = (cloud - mean) / self.change_scale
+        covariance = torch.einsum("nbi,nbj->bij", left, left) / (len(cloud) - 1)
+        values, vectors = torch.linalg.eigh(covariance.double())
+        root = (vectors * values.clamp_min(0).sqrt()[:, None]).float()
+        white = torch.randn(rows // many, many, size, generator=generator, device=state.device)
+        white[0] = 0.0
+        drawn = torch.einsum("bij,pbj->pbi", root, white) * self.change_scale + mean
+        return drawn.reshape(rows, size).expand(members, -1, -1)
 
     @torch.no_grad()
     def recalibrate(self, data: Transitions, rows: Rows) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sim2real.errors import LogError, ModelError, NonFiniteError, require
+from sim2real.world_model.heads import fit_heads, recorded
 from sim2real.world_model.network import gaussian_nll, hardness
 from sim2real.world_model.transition_ensemble import TransitionEnsemble
 from sim2real.world_model.transitions import CHUNK, Rows, Transitions
@@ -114,6 +115,8 @@ def fit_transitions(
     if not few or not len(rows):
         raise LogError(f"{len(data)} transitions are too few to hold {schedule.held_out:g} of them out")
     model.normalise(data)
+    if model.heads is not None:  # what was not recorded is better said before the training than after it
+        recorded(data, (*model.config.numbers, *model.config.events), rows[:1])
     state = Updates(model, schedule, len(rows))
     if checkpoint is not None and checkpoint.is_file():
         rng = state.resume(checkpoint)
@@ -139,7 +142,32 @@ def fit_transitions(
         writer.close()
     state.finish()
     model.recalibrate(data, held)
+    if model.heads is not None:
+        _fit_heads(model, data, rows, held, schedule, progress)
     return state.training
+
+
+def _fit_heads(
+    model: TransitionEnsemble,
+    data: Transitions,
+    rows: Rows,
+    held: Rows,
+    schedule: Schedule,
+    progress: Callable[[str], None],
+) -> None:
+    assert model.heads is not None
+    names = (*model.config.numbers, *model.config.events)
+    fit_heads(
+        model.heads,
+        lambda some: torch.cat(model.normalised(data, some), -1),
+        lambda some: recorded(data, names, some).to(model.input_mean.device),
+        rows,
+        held,
+        epochs=schedule.epochs,
+        batch=schedule.batch,
+        seed=schedule.seed,
+        progress=progress,
+    )
 
 
 def held_out_nll(model: TransitionEnsemble, data: Transitions, rows: Rows) -> Tensor:

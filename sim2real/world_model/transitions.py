@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Transitions:
         actions: (N, A).
         following: (N, O).
         names: of the O observations.
+        outcomes: name -> (N,), what came with each: numbers, such as a reward, or truth values, such as an end.
 
     Raises:
         LogError: shapes disagree, or a value is not finite; the message names observation and row.
@@ -40,14 +42,13 @@ class Transitions:
     actions: Numbers
     following: Numbers
     names: tuple[str, ...] = ()
+    outcomes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in FIELDS:
-            values = getattr(self, field)
+        for name in FIELDS:
+            values = getattr(self, name)
             if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
-                raise LogError(
-                    f"expected {field} of two axes and floating numbers, found {values.shape} {values.dtype}"
-                )
+                raise LogError(f"expected {name} of two axes and floating numbers, found {values.shape} {values.dtype}")
         many, width = self.observations.shape
         if self.following.shape != (many, width) or len(self.actions) != many:
             raise LogError(
@@ -61,24 +62,30 @@ class Transitions:
             raise LogError(f"expected {width} names of observations, found {len(names)}: {', '.join(names)}")
         object.__setattr__(self, "names", names)
         what = {"observations": names, "actions": tuple(f"action {i}" for i in range(self.actions.shape[1]))}
-        for field in FIELDS:
-            for first, some in self.chunks(field):
+        for part in FIELDS:
+            for first, some in self.chunks(part):
                 if not all_finite(some):
                     finite = np.isfinite(some)
                     row, column = np.argwhere(~finite)[0]
-                    name = what.get(field, names)[column]
-                    where = "the following observation" if field == "following" else "the transition"
+                    name = what.get(part, names)[column]
+                    where = "the following observation" if part == "following" else "the transition"
                     raise LogError(
                         f"{name} is {some[row, column]} in {where} of row {first + row} "
                         f"({(~finite).sum()} such values near there); leave those rows out, or mend them"
                     )
+        for name, outcome in self.outcomes.items():
+            if outcome.shape != (many,):
+                raise LogError(f"expected the outcome {name} of shape ({many},), found {outcome.shape}")
+            if outcome.dtype != bool and not all_finite(np.asarray(outcome, float)):
+                row = int(np.flatnonzero(~np.isfinite(outcome))[0])
+                raise LogError(f"the outcome {name} is {outcome[row]} in row {row}; leave that row out, or mend it")
 
     def __len__(self) -> int:
         return len(self.observations)
 
-    def chunks(self, field: str) -> Iterator[tuple[int, Numbers]]:
+    def chunks(self, part: str) -> Iterator[tuple[int, Numbers]]:
         """Return the rows of a field piece by piece, with the number of the first row of each."""
-        values: Numbers = getattr(self, field)
+        values: Numbers = getattr(self, part)
         for first in range(0, len(values), CHUNK):
             yield first, values[first : first + CHUNK]
 
@@ -86,30 +93,40 @@ class Transitions:
     def of(cls, episodes: Sequence[Episode]) -> Transitions:
         """Take the transitions of episodes that were recorded step by step; those in excluded stretches are left out.
 
+        Outcomes are `terminated`, and `reward` where all episodes have rewards.
+
         Raises:
             LogError: there is none, or observations and actions are not on the same clock.
         """
         require_steps(episodes)
         rows: list[tuple[Numbers, Numbers, Numbers]] = []
+        ends, rewards = [], []
         for e in episodes:
             kept = ~e.is_excluded(e.observed_at[:-1], e.observed_at[1:])
             rows.append((e.observations[:-1][kept], e.actions[kept], e.observations[1:][kept]))
+            ends.append((e.terminated & (np.arange(len(e)) == len(e) - 1))[kept])
+            if e.rewards is not None:
+                rewards.append(e.rewards[kept])
         if not rows:
             raise LogError("there is no episode to learn from")
         names = tuple(name for name, _ in episodes[0].channels.observations)
         seen, sent, after = (np.concatenate([r[i] for r in rows]) for i in range(3))
-        return cls(seen, sent, after, names)
+        outcomes: dict[str, NDArray[Any]] = {"terminated": np.concatenate(ends)}
+        if len(rewards) == len(episodes):
+            outcomes["reward"] = np.concatenate(rewards)
+        return cls(seen, sent, after, names, outcomes)
 
     def save(self, directory: str | Path) -> None:
         """Write one .npy file a field, and `transitions.json`, into a directory, which is made."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        for field in FIELDS:
+        parts = {part: getattr(self, part) for part in FIELDS} | {_file(n): v for n, v in self.outcomes.items()}
+        for part, values in parts.items():
             # beside the old file, which may be the very one that is mapped
-            partial = directory / f"{field}.partial.npy"
-            np.save(partial, getattr(self, field), allow_pickle=False)
-            partial.replace(directory / f"{field}.npy")
-        document = {"format_version": FORMAT_VERSION, "names": self.names}
+            partial = directory / f"{part}.partial.npy"
+            np.save(partial, values, allow_pickle=False)
+            partial.replace(directory / f"{part}.npy")
+        document = {"format_version": FORMAT_VERSION, "names": self.names, "outcomes": list(self.outcomes)}
         (directory / "transitions.json").write_text(json.dumps(document, indent=1))
 
     @classmethod
@@ -123,7 +140,9 @@ class Transitions:
         try:
             document = json.loads((directory / "transitions.json").read_text())
             names = tuple(document["names"])
-            arrays = [np.load(directory / f"{field}.npy", mmap_mode="r", allow_pickle=False) for field in FIELDS]
+            outcomes = document.get("outcomes", [])
+            parts = (*FIELDS, *map(_file, outcomes))
+            arrays = [np.load(directory / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in parts]
         except FileNotFoundError as error:
             raise ModelError(f"no transitions in {directory}: {Path(error.filename).name} is missing") from None
         except (ValueError, EOFError, KeyError, TypeError) as error:
@@ -131,8 +150,21 @@ class Transitions:
         found = document.get("format_version")
         if found != FORMAT_VERSION:
             raise ModelError(f"the transitions in {directory} have format {found}, this version reads {FORMAT_VERSION}")
-        seen, sent, after = arrays
-        return cls(seen, sent, after, names)
+        seen, sent, after, *came = arrays
+        return cls(seen, sent, after, names, dict(zip(outcomes, came, strict=True)))
+
+
+def _file(outcome: str) -> str:
+    """Return the name of an outcome's file.
+
+    Raises:
+        ModelError: the outcome's name is none for a file.
+    """
+    if not re.fullmatch(r"[\w.-]+", outcome):
+        raise ModelError(
+            f"expected an outcome named by letters, digits, dots, dashes and underscores, found {outcome!r}"
+        )
+    return f"outcome.{outcome}"
 
 
 def require_steps(episodes: Sequence[Episode]) -> None:

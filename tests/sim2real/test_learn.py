@@ -63,6 +63,20 @@ def test_a_killed_run_goes_on_and_ends_the_same(episodes: list[Episode], tmp_pat
         learn(episodes[:5], tmp_path / "killed", epochs=1, members=3, hidden=(16,))
 
 
+def test_rewards_and_ends_are_learned_where_they_differ(episodes: list[Episode], tmp_path: Path) -> None:
+    found = learn(episodes, tmp_path / "reward", epochs=15, members=2, hidden=(32,))
+    assert (found.model.config.numbers, found.model.config.events) == (("reward",), ())
+    assert found.outcomes["reward"] < 0.3
+    assert json.loads((tmp_path / "reward" / "metrics.json").read_text())["outcomes"] == found.outcomes
+    mute = [replace(e, rewards=None, terminated=k % 2 == 0) for k, e in enumerate(episodes)]
+    ends = learn(mute, tmp_path / "ends", epochs=1, members=2, hidden=(16,))
+    assert (ends.model.config.numbers, ends.model.config.events) == ((), ("terminated",))
+    # the recording that is held out does not end
+    assert ends.outcomes == {}
+    none = learn([replace(e, rewards=None) for e in episodes], tmp_path / "none", epochs=1, members=2, hidden=(16,))
+    assert none.model.heads is None
+
+
 def test_what_is_scored_was_not_learned_from(episodes: list[Episode], tmp_path: Path) -> None:
     found = learn(episodes, tmp_path, epochs=1, members=2, hidden=(16,))
     assert found.held_out == (episodes[9].name,)
