@@ -304,8 +304,8 @@ def _learn(options: argparse.Namespace, console: Console) -> None:
         table.add_row(str(row["steps"]), *told, f"{low:.0%} to {high:.0%}", _plain(worst))
     console.print(table)
     if found.outcomes:
-        told = ", ".join(f"{_plain(name)} {error:.4f}" for name, error in found.outcomes.items())
-        console.print(f"what a step brings, error (1 = foretelling its mean): {told}")
+        errors = ", ".join(f"{_plain(name)} {error:.4f}" for name, error in found.outcomes.items())
+        console.print(f"what a step brings, error (1 = foretelling its mean): {errors}")
     console.print(f"model: {_plain(str(options.output / 'model'))}")
 
 
