@@ -3,10 +3,11 @@
     python benchmarks/calibration_of_uncertainty.py [--robots NAME ...] [--transitions N ...] [--seeds K] [--test]
         [--logs FOLDER] [--quick] [--json FILE]
 
-Everything is learned from the first N transitions of a robot's training recordings, an even share of each (all of them
-by default). Scored are the validation recordings, crossed: recalibrated on windows that start in every other second,
-scored on those between; with `--test` also the test recordings, recalibrated on the validation recordings. A simulator
-is recalibrated on the training recordings as well, for its few parameters do not remember them. The rows:
+Everything is learned from N transitions of a robot's training recordings, the beginnings of as many as give 0.8 s each
+(all of all by default). Scored are the validation recordings, crossed: recalibrated on windows that start in every
+other second, scored on those between; with `--test` also the test recordings and those of a changed robot, which
+nothing is told of, recalibrated on the validation recordings. A simulator is recalibrated on the training recordings
+as well, for its few parameters do not remember them. The rows:
 
 - `nothing moves`, `keeps its speed`, and `linear`: ridge regression of the next change of position on the last 4
   changes, the last 6 commands, sines and cosines of the angles, rolled out, its penalty chosen on the recordings that
@@ -17,7 +18,8 @@ is recalibrated on the training recordings as well, for its few parameters do no
 - `combined`: the last three by `CombinedPredictor`.
 
 Of each horizon: RMSE [rad], NRMSE, CRPS [rad], coverage of the 90 % intervals, and that of the worst joint; of all:
-mean NRMSE, and the coverage with its 90 % interval over seconds.
+mean NRMSE, the coverage with its 90 % interval over seconds, and how well the epistemic part of the uncertainty ranks
+windows by error (`scores.detection`: AUROC of the largest twentieth; errors relative to how far joints get).
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ from sim2real.stages import choose_observer, excitation, simulator_predictor
 from sim2real.windows import joint_positions
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Rehearsal, fit_to_recordings
 from sim2real.world_model.encoder import angles
+from sim2real.world_model.scores import detection
 from sim2real.world_model.windows import causal_states
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +71,8 @@ ROBOTS = {
 }
 ROWS = ("nothing moves", "keeps its speed", "linear", "simulator", "logs alone", "rehearsed", "combined")
 BACK, SENT = 4, 6
+# Of a recording that is not used whole [s].
+LEAST = 0.8
 
 
 class Linear:
@@ -118,9 +123,11 @@ def commanded(episodes: Sequence[Episode]) -> list[Episode]:
 
 
 def first(episodes: Sequence[Episode], transitions: int, dt: float) -> list[Episode]:
-    """Return the beginnings of recordings that hold so many transitions together, an even share of each."""
-    each = transitions * dt / len(episodes)
-    return [e.slice(0.0, min(each, e.duration)) for e in episodes]
+    """Return the beginnings of recordings that hold so many transitions together, of as many as give `LEAST` each."""
+    seconds = transitions * dt
+    many = min(max(int(seconds / LEAST), 1), len(episodes))
+    some = [episodes[k * len(episodes) // many] for k in range(many)]
+    return [e.slice(0.0, min(seconds / many, e.duration)) for e in some]
 
 
 def certain(mean: Array) -> Prediction:
@@ -213,17 +220,21 @@ def measure(robot: str, logs: Path, transitions: int | None, seed: int, options:
     models, seconds = learned(setup, dt, seed, options.quick)
     print(f"{robot}, seed {seed}: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()), flush=True)
     out: dict[str, Any] = {}
-    for new in (False, True) if options.test else (False,):
-        asked = [Questions.of(e, setup.channels) for e in setup.recordings.test] if new else held
+    changed = [e for shift in setup.recordings.shift for e in shift.recordings]
+    splits = {"validation": held}
+    if options.test:
+        for split, episodes in (("test", setup.recordings.test), ("shift", changed)):
+            splits[split] = [Questions.of(e, setup.channels) for e in episodes]
+    for split, asked in splits.items():
         rows = guesses(setup, dt, asked, models["logs alone"].model) | models  # type: ignore[attr-defined]
         together = {name: [p] for name, p in rows.items()}
         together["combined"] = [models[name] for name in ("simulator", "logs alone", "rehearsed")]
         for name, predictors in together.items():
             fit = partial(CombinedPredictor.fit, predictors, trained_on=train)
-            answers = list(map(fit(held), asked)) if new else crossed(fit, asked)
+            answers = crossed(fit, asked) if split == "validation" else list(map(fit(held), asked))
             for q, answer in zip(asked, answers, strict=True):
                 found = scored(answer, q, setup.plant.model.joint_names) | {"seconds": seconds.get(name)}
-                out.setdefault(q.episode.name, {"split": "test" if new else "validation"})[name] = found
+                out.setdefault(q.episode.name, {"split": split})[name] = found
     return out
 
 
@@ -231,6 +242,10 @@ def scored(answer: Prediction, q: Questions, joints: Sequence[str]) -> dict[str,
     """Return what is told of an answer."""
     found = score(answer, q, joints, np.random.default_rng(0))
     row: dict[str, Any] = {key: found[key] for key in ("mean_nrmse", "coverage90", "coverage90_interval")}
+    away = np.maximum(np.abs(q.truth - q.now[:, None]).mean(0), 1e-9)
+    size = (np.abs(answer.mean.double().numpy() - q.truth) / away).mean((1, 2))
+    unsure = (answer.epistemic.double().sqrt().numpy() / away).mean((1, 2))
+    row["detection"] = detection(unsure, size)
     for h in HORIZONS:
         one = found[f"{h:g}"]
         row[f"{h:g}"] = {
@@ -246,7 +261,9 @@ def scored(answer: Prediction, q: Questions, joints: Sequence[str]) -> dict[str,
 def show(recordings: dict[str, Any]) -> None:
     """Print a table for each recording."""
     for recording, rows in recordings.items():
-        heads = f"{'mean NRMSE':>12s}{'covers 90 %':>13s}{'by chance':>15s}{'worst joint':>13s}{'CRPS':>20s}"
+        heads = (
+            f"{'mean NRMSE':>12s}{'covers 90 %':>13s}{'by chance':>15s}{'worst joint':>13s}{'detects':>9s}{'CRPS':>20s}"
+        )
         print(f"\n{recording:18s}{heads}  {rows['split']}")
         for name in ROWS:
             r = rows[name]
@@ -255,7 +272,7 @@ def show(recordings: dict[str, Any]) -> None:
             crps = " ".join(f"{r[f'{h:g}']['crps']:.2g}" for h in HORIZONS)
             print(
                 f"{name:18s}{r['mean_nrmse']:12.4f}{r['coverage90']:13.2f}{f'{low:.2f} to {high:.2f}':>15s}"
-                f"{worst:13.2f}    {crps}",
+                f"{worst:13.2f}{r['detection']:9.2f}    {crps}",
                 flush=True,
             )
 

@@ -18,10 +18,12 @@ from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
 from sim2real.world_model.network import gaussian_nll
 from sim2real.world_model.rehearsal import Rehearsal
 from sim2real.world_model.training import optimise
-from sim2real.world_model.windows import Recorded, causal_states, cut_window, window_starts
+from sim2real.world_model.windows import Recorded, before_start, causal_states, cut_window, window_starts
 
-# What rollouts are trained over, one after the other: seconds, and the share of the iterations.
+# What rollouts are trained over, one after the other: seconds, and the share of the iterations. Where recordings are
+# short, none is longer than this share of what follows the first start in the longest of them.
 GROWING = ((0.03, 0.3), (0.16, 0.4), (0.5, 0.3))
+LONGEST = 0.5
 
 
 def fit_to_recordings(
@@ -69,7 +71,8 @@ def fit_to_recordings(
     estimator = KalmanFilter.fit(episodes, channels)
     encoder.jerk.copy_(torch.as_tensor(estimator.jerk))
     encoder.noise.copy_(torch.as_tensor(estimator.noise))
-    lengths = [max(round(seconds / dt), 2) for seconds, _ in GROWING]
+    room = LONGEST * max(0.0, *(e.duration - before_start(config) for e in episodes)) if episodes else 0.0
+    lengths = [max(round(min(seconds, room) / dt), 2) for seconds, _ in GROWING]
     data = Recorded.of(episodes, channels, config, estimator, steps=max(lengths))
     sources = [(data, 1.0)]
     if rehearsal is not None:

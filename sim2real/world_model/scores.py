@@ -97,6 +97,29 @@ def block_interval(
     return float(low), float(high)
 
 
+def detection(uncertainty: Array, error: Array, share: float = 0.95) -> float:
+    """Return how well uncertainty ranks N windows by error: the AUROC of errors above those of a share of the windows.
+
+    1 where it is largest in just those windows, 0.5 where it says nothing (Mann & Whitney 1947).
+
+    Args:
+        uncertainty: (N,), of any unit.
+        error: (N,), its size.
+        share: of the windows that are not to be detected.
+
+    Raises:
+        ModelError: shapes that do not fit, or no window is above or below.
+    """
+    if uncertainty.shape != error.shape or error.ndim != 1:
+        raise ModelError(f"expected an uncertainty and an error a window, found {uncertainty.shape} and {error.shape}")
+    large = error > np.quantile(error, share) if len(error) else np.zeros(0, bool)
+    many = int(large.sum())
+    if not 0 < many < len(large):
+        raise ModelError(f"{len(large)} windows cannot be parted by the size of their errors; score more of them")
+    ranks = stats.rankdata(uncertainty)[large].sum()
+    return float((ranks - many * (many + 1) / 2) / (many * (len(large) - many)))
+
+
 def calibration(
     error: Array, variance: Array, channels: Sequence[str], blocks: NDArray[np.int_], rng: np.random.Generator
 ) -> dict[str, Any]:

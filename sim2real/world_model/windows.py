@@ -96,10 +96,14 @@ class Recorded:
         return cls(*(torch.cat([rows(p, f.name) for p in parts]) for f in fields(cls)))
 
 
+def before_start(config: EnsembleConfig) -> float:
+    """Return how long a recording has to be before a window may start [s]."""
+    return max(WARMUP, config.lookback * config.timestep, config.history * config.timestep)
+
+
 def window_starts(episode: Episode, config: EnsembleConfig, span: float) -> NDArray[np.int_]:
     """Return the readings at which windows may start that last so long [s]: what comes before is recorded, too."""
-    t = episode.observed_at
-    before = max(WARMUP, config.lookback * config.timestep, config.history * config.timestep)
+    t, before = episode.observed_at, before_start(config)
     rows = np.flatnonzero((t >= t[0] + before) & (t + span <= t[-1]))
     return rows[~episode.is_excluded(t[rows] - before, t[rows] + span)]
 

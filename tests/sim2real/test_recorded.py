@@ -189,3 +189,14 @@ def test_a_model_that_does_not_look_back_says_so(logs: list[Episode]) -> None:
         fit_to_recordings(plain, logs, ["position"])
     with pytest.raises(ModelError, match="predict with it from an observer"):
         RecordingPredictor(plain, ["position"])(Questions.of(logs[1], ["position"]))
+
+
+def test_a_short_recording_is_learned_from_over_shorter_rollouts(logs: list[Episode]) -> None:
+    said: list[str] = []
+    short = [logs[0].slice(0, 0.5)]
+    fit_to_recordings(EnsembleDynamics(config()), short, ["position"], iterations=6, batch=8, progress=said.append)
+    # half of the 0.4 s that are left after the first window could start
+    lengths = list(dict.fromkeys(line.split(",")[0] for line in said))
+    assert lengths == [f"rollouts of {seconds} s" for seconds in ("0.04", "0.16", "0.2")]
+    with pytest.raises(LogError, match=r"no window of 0\.04 s fits"):
+        fit_to_recordings(EnsembleDynamics(config()), [logs[0].slice(0, 0.12)], ["position"], iterations=6)

@@ -14,6 +14,7 @@ from sim2real.errors import ModelError
 from sim2real.world_model.scores import (
     block_interval,
     calibration,
+    detection,
     ence,
     gaussian_crps,
     gaussian_nll,
@@ -128,3 +129,20 @@ def test_what_cannot_be_scored_is_one_error() -> None:
         calibration(np.zeros((3, 1)), np.zeros((3, 1)), ["a"], blocks, rng)
     with pytest.raises(ModelError, match="expected errors"):
         calibration(np.zeros((0, 1)), np.ones((0, 1)), ["a"], blocks[:0], rng)
+
+
+def test_detection_is_the_area_under_the_roc_curve() -> None:
+    rng = np.random.default_rng(5)
+    error = np.abs(rng.normal(size=400))
+    assert detection(error**3, error) == 1.0
+    assert detection(-error, error) == 0.0
+    assert detection(np.zeros(400), error) == pytest.approx(0.5)
+    guess = error + rng.normal(size=400)
+    # by its definition: how often of two windows the worse one is the less certain
+    large = error > np.quantile(error, 0.9)
+    pairs = np.sign(guess[large][:, None] - guess[~large])
+    assert detection(guess, error, 0.9) == pytest.approx((pairs.mean() + 1) / 2)
+    with pytest.raises(ModelError, match="cannot be parted"):
+        detection(guess, np.ones(400))
+    with pytest.raises(ModelError, match=r"found \(399,\) and \(400,\)"):
+        detection(guess[1:], error)
