@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,16 +84,22 @@ class OutcomeHeads(nn.Module):
         return (said + happened).mean(-1)
 
 
-def recorded(data: Transitions, names: tuple[str, ...], rows: Rows) -> Tensor:
-    """Return outcomes (..., len(names)) of some rows.
-
-    Raises:
-        LogError: one was not recorded.
-    """
-    missing = [name for name in names if name not in data.outcomes]
+def require_outcomes(data: Transitions, numbers: Sequence[str], events: Sequence[str]) -> None:
+    """Raise a LogError where an outcome was not recorded, or an event is not told by truth values."""
+    missing = [name for name in (*numbers, *events) if name not in data.outcomes]
     if missing:
         known = ", ".join(data.outcomes) or "none"
         raise LogError(f"the transitions have no outcome {', '.join(missing)}; recorded: {known}")
+    for name in events:
+        if data.outcomes[name].dtype != bool:
+            raise LogError(
+                f"the event {name} has to be told by truth values, found {data.outcomes[name].dtype}; compare it with a "
+                "limit, or name it among the numbers"
+            )
+
+
+def recorded(data: Transitions, names: Sequence[str], rows: Rows) -> Tensor:
+    """Return outcomes (..., len(names)) of some rows."""
     return torch.as_tensor(np.stack([data.outcomes[n][rows] for n in names], -1), dtype=torch.float32)
 
 
@@ -136,7 +142,8 @@ def fit_heads(
         heads.mean.copy_(torch.as_tensor(numbers.mean(0)))
         heads.scale.copy_(torch.as_tensor(np.where(spread > 1e-9, spread, 1.0)))
     adam = torch.optim.Adam(weights, RATE)
-    best, kept, waited = torch.full((members,), math.inf), [w.detach().clone() for w in weights], 0
+    device = weights[0].device
+    best, kept, waited = torch.full((members,), math.inf, device=device), [w.detach().clone() for w in weights], 0
     for epoch in range(epochs):
         orders = np.stack([rng.permutation(rows) for _ in range(members)])
         for k in range(0, len(rows), batch):
@@ -147,7 +154,7 @@ def fit_heads(
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
-        found = torch.zeros(members)
+        found = torch.zeros(members, device=device)
         with torch.no_grad():
             for k in range(0, len(held_out), CHUNK):
                 part = held_out[k : k + CHUNK]

@@ -61,6 +61,9 @@ class TransitionConfig:
                 f"expected widths of one at least, found {self.observations} observations, {self.actions} actions and "
                 f"hidden layers {self.hidden}"
             )
+        twice = sorted({n for n in (*self.numbers, *self.events) if (*self.numbers, *self.events).count(n) > 1})
+        if twice:
+            raise ModelError(f"an outcome is a number or an event, once; found twice: {', '.join(twice)}")
         names = self.names or tuple(f"observation {i}" for i in range(self.observations))
         object.__setattr__(self, "names", names)
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sim2real.errors import LogError, ModelError, NonFiniteError, require
-from sim2real.world_model.heads import fit_heads, recorded
+from sim2real.world_model.heads import fit_heads, recorded, require_outcomes
 from sim2real.world_model.network import gaussian_nll, hardness
 from sim2real.world_model.transition_ensemble import TransitionEnsemble
 from sim2real.world_model.transitions import CHUNK, Rows, Transitions
@@ -116,7 +116,7 @@ def fit_transitions(
         raise LogError(f"{len(data)} transitions are too few to hold {schedule.held_out:g} of them out")
     model.normalise(data)
     if model.heads is not None:  # what was not recorded is better said before the training than after it
-        recorded(data, (*model.config.numbers, *model.config.events), rows[:1])
+        require_outcomes(data, model.config.numbers, model.config.events)
     state = Updates(model, schedule, len(rows))
     if checkpoint is not None and checkpoint.is_file():
         rng = state.resume(checkpoint)

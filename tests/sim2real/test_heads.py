@@ -131,6 +131,10 @@ def test_what_was_not_recorded_is_refused_before_anything_is_trained() -> None:
     with pytest.raises(LogError, match="no outcome unsafe; recorded: reward, terminated"):
         fit_transitions(model(events=("unsafe",)), damped(300), SCHEDULE, progress=said.append)
     assert not said
+    with pytest.raises(LogError, match="the event reward has to be told by truth values, found float64"):
+        fit_transitions(model(numbers=(), events=("reward",)), damped(300), SCHEDULE)
+    with pytest.raises(ModelError, match="found twice: reward"):
+        model(events=("reward",))
     with pytest.raises(ModelError, match="no heads: name numbers or events"):
         model(numbers=(), events=()).foretell(np.zeros((1, 1)), np.zeros((1, 1, 1)))
     data = damped(20)
