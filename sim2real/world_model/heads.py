@@ -93,8 +93,8 @@ def require_outcomes(data: Transitions, numbers: Sequence[str], events: Sequence
     for name in events:
         if data.outcomes[name].dtype != bool:
             raise LogError(
-                f"the event {name} has to be told by truth values, found {data.outcomes[name].dtype}; compare it with a "
-                "limit, or name it among the numbers"
+                f"the event {name} has to be told by truth values, found {data.outcomes[name].dtype}; compare it with "
+                "a limit, or name it among the numbers"
             )
 
 
