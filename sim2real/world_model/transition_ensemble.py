@@ -12,7 +12,7 @@ import torch
 from scipy import optimize
 from torch import Tensor, nn
 
-from sim2real.errors import LogError, ModelError
+from sim2real.errors import LogError, ModelError, NonFiniteError
 from sim2real.prediction import LEVEL, Prediction
 from sim2real.world_model import storage
 from sim2real.world_model.heads import OutcomeHeads
@@ -212,11 +212,12 @@ class TransitionEnsemble(nn.Module):
         Arguments and errors are those of `predict`.
         """
         sent, found = self._propagate(observations, actions, particles, seed, "trajectories")
-        before, change = found[..., :-1, :], found.diff(dim=-2)
-        seen = [(torch.cat([before, sent.expand(*before.shape[:-1], -1)], -1) - self.input_mean) / self.input_scale]
-        seen += [(change - self.change_mean) / self.change_scale]
         if self.heads is None:
             raise ModelError("the model has no heads: name numbers or events in its TransitionConfig")
+        sampled = found[:, 1:]
+        before, change = sampled[..., :-1, :], sampled.diff(dim=-2)
+        seen = [(torch.cat([before, sent.expand(*before.shape[:-1], -1)], -1) - self.input_mean) / self.input_scale]
+        seen += [(change - self.change_mean) / self.change_scale]
         inputs = torch.cat(seen, -1)
         # every member has its heads: those of the others are not asked
         shape = inputs.shape[:-1]
@@ -288,6 +289,8 @@ class TransitionEnsemble(nn.Module):
         """Draw trajectories (M, (1 + particles) B, O) anew from the moments of the elites'; the first are the mean."""
         members, rows, size = state.shape
         cloud = state[self.elites].reshape(len(self.elites), rows // many, many, size)[:, 1:].flatten(0, 1)
+        if not torch.isfinite(cloud).all():
+            raise NonFiniteError("the model of transitions diverged; train it on more or cleaner data")
         mean = cloud.mean(0)
         left = (cloud - mean) / self.change_scale
         covariance = torch.einsum("nbi,nbj->bij", left, left) / (len(cloud) - 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sim2real.episodes import Channels, Episode
-from sim2real.errors import LogError, ModelError
+from sim2real.errors import LogError, ModelError, NonFiniteError
 from sim2real.world_model import Schedule, TransitionConfig, TransitionEnsemble, Transitions, fit_transitions
 
 KEEPS, NOISE, REWARD_NOISE = 0.9, 0.05, 0.2
@@ -200,5 +200,7 @@ def test_moments_forget_which_member_a_trajectory_had(trained: TransitionEnsembl
     drawn = trained.predict(seen, sent, particles=100, propagation="moments")
     assert (drawn.epistemic[:, -1] < kept.epistemic[:, -1]).all()
     torch.testing.assert_close(drawn.mean[:, 0], kept.mean[:, 0], atol=0.05, rtol=0.05)
+    with pytest.raises(NonFiniteError, match="model of transitions"):
+        trained.predict(np.full((5, 1), np.nan), sent, propagation="moments")
     with pytest.raises(ModelError, match="trajectories or moments, found 'particles'"):
         trained.predict(seen, sent, propagation="particles")  # type: ignore[arg-type]
