@@ -121,12 +121,13 @@ def test_too_few_and_uneven_recordings_are_refused(episodes: list[Episode], tmp_
 def test_the_code_of_the_page_runs(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "world_model.md").read_text()
     part = page.split("## An environment's observations")[1].split("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL)
+    code = "".join(re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL))
     (tmp_path / "logs").symlink_to(logs)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code.replace("epochs=60", "epochs=1"), names)
     assert names["prediction"].mean.shape == (8, 20, 3)
+    assert names["told"].events.shape == names["told"].numbers.mean.shape == (8, 20, 1)
 
 
 def test_the_command_line_says_how_far_ahead_it_can_be_trusted(logs: Path, tmp_path: Path) -> None:
