@@ -57,7 +57,8 @@ def write_parquet(episodes: Sequence[Episode], folder: str | Path, overwrite: bo
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.+-]", "_", name).lstrip(".") + ".parquet"
+    # no hidden files, and none without a stem
+    return (re.sub(r"[^\w.+-]", "_", name).lstrip(".") or "_") + ".parquet"
 
 
 def episode_table(episode: Episode) -> pa.Table:

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sim2real.cli import main
@@ -56,6 +56,7 @@ def same(a, b):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.booleans(), st.text(min_size=1, max_size=12), numbers)
+@example(0, 1, False, "..", 0.0)
 def test_what_is_written_is_read_to_the_last_bit(seed, steps, everything, name, value):
     written = episode(np.random.default_rng(seed), steps, name, everything)
     written.actions[0, 0] = value
