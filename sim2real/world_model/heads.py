@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,25 +18,6 @@ HIDDEN = (64, 64)
 LOG_VARIANCE = (-12.0, 2.0)
 # Of Adam; epochs without a better held-out likelihood after which a head is done.
 RATE, PATIENCE = 3e-3, 8
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What M members say of outcomes of steps.
-
-    Attributes:
-        mean: (M, ..., numbers) in their units.
-        variance: (M, ..., numbers).
-        probability: (M, ..., events).
-    """
-
-    mean: Tensor
-    variance: Tensor
-    probability: Tensor
-
-    def all(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the three of them."""
-        return self.mean, self.variance, self.probability
 
 
 class OutcomeHeads(nn.Module):
@@ -70,10 +50,10 @@ class OutcomeHeads(nn.Module):
         mean, log_variance = out[..., : self.numbers], out[..., self.numbers : 2 * self.numbers]
         return mean, bounded(log_variance, *LOG_VARIANCE), out[..., 2 * self.numbers :]
 
-    def forward(self, seen: Tensor) -> Outcomes:
+    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return means and variances of numbers, in their units, and probabilities of events for inputs (M, B, F)."""
         mean, log_variance, logits = self.answer(seen)
-        variance = torch.exp(log_variance) * self.scale**2
-        return Outcomes(self.mean + self.scale * mean, variance, torch.sigmoid(logits))
+        return self.mean + self.scale * mean, torch.exp(log_variance) * self.scale**2, torch.sigmoid(logits)
 
     def loss(self, seen: Tensor, truth: Tensor) -> Tensor:
         """(M,) negative log likelihood of truth (M, B, numbers + events), without its constant."""

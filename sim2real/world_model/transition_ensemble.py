@@ -225,7 +225,7 @@ class TransitionEnsemble(nn.Module):
         full[self.elites] = inputs.flatten(1, -2)
         with torch.no_grad():
             said = self.heads(full)
-        mean, variance, probability = (v[self.elites].unflatten(1, shape[1:]) for v in said.all())
+        mean, variance, probability = (v[self.elites].unflatten(1, shape[1:]) for v in said)
         numbers = events = None
         if self.config.numbers:
             within = variance.mean(1) + mean.var(1, unbiased=False)
@@ -240,15 +240,15 @@ class TransitionEnsemble(nn.Module):
     def _prediction(self, found: Tensor, propagation: Propagation) -> Prediction:
         """Return what trajectories (elites, 1 + particles, B, H, O) say, the first of which follow the means."""
         horizon = self._horizon(found.shape[-2])
+        sampled = found[:, 1:]
         if propagation == "trajectories":
-            within = found[:, 1:].var(1, unbiased=True)
-            return Prediction.from_members(found[:, 0], within, horizon).require_finite("the model of transitions")
-        means = found[:, 1:].mean(1)
-        epistemic = means.var(0, unbiased=False)
-        total = found[:, 1:].flatten(0, 1).var(0, unbiased=True)
-        return Prediction(means.mean(0), (total - epistemic).clamp_min(0), epistemic, horizon).require_finite(
-            "the model of transitions"
-        )
+            prediction = Prediction.from_members(found[:, 0], sampled.var(1, unbiased=True), horizon)
+        else:
+            means = sampled.mean(1)
+            epistemic = means.var(0, unbiased=False)
+            total = sampled.flatten(0, 1).var(0, unbiased=True)
+            prediction = Prediction(means.mean(0), (total - epistemic).clamp_min(0), epistemic, horizon)
+        return prediction.require_finite("the model of transitions")
 
     @torch.no_grad()
     def _propagate(
