@@ -66,6 +66,11 @@ class Sensitivity:
         b = b - q @ (np.swapaxes(q, 1, 2) @ b)
         return np.asarray(b.reshape(self.by_parameter.shape) / root)
 
+    def made_up(self, directions: Array) -> Array:
+        """(W, X, K) changes of the start states that make up best for going along directions (K, P)."""
+        _, hsp, hss, _, _ = self.blocks()
+        return -_states_ahead(hss, np.einsum("wxp,kp->wxk", hsp, directions), 0.0)
+
     def precision(self, power: int = 1) -> Array:
         """(P, P) what is known of the parameters with start states fitted, by a power of the weights."""
         j = self.projected()
@@ -217,24 +222,27 @@ class ShootingProblem:
 
     def along(self, x: Array, directions: Array) -> list[Sensitivity]:
         """Return what every part says at `x` and the present start states, its slopes being `secants`."""
-        found = self.still(x)
-        return [replace(t, by_parameter=s) for t, s in zip(found, self.secants(x, directions), strict=True)]
+        return self.secants(x, directions, self.still(x))
 
-    def secants(self, x: Array, directions: Array) -> list[Array]:
-        """Return how residuals change with the parameters, (W, M, D, P) a part, in standard deviations.
+    def secants(self, x: Array, directions: Array, told: list[Sensitivity]) -> list[Sensitivity]:
+        """Return what every part says, its slopes by parameters being central differences.
 
-        By central differences along directions (K, P) that may be long and mix parameters. They are cut at the bounds,
-        and no shorter than a step, for shorter ones drown in rounding.
+        They go along directions (K, P) that may be long and mix parameters; these are cut at the bounds, and no shorter
+        than a step, for shorter ones drown in rounding. Start states move along as far as the slopes `told` by each
+        part say that they make up for the parameters: what is known of parameters is what start states cannot make up
+        for, and in long windows that is the small rest of large motions, in which their curvature and their kinks drown
+        it. Slopes that are all zero let them stay.
         """
         directions = directions * np.maximum(1.0, 1.0 / np.max(np.abs(directions) / self.steps, 1))[:, None]
         ahead, behind = (np.clip(x + s * directions, self.lower, self.upper) for s in (1, -1))
         out = []
-        for part in self.parts:
+        for part, t in zip(self.parts, told, strict=True):
             where = part.columns
-            found = part.secants(ahead[:, where], behind[:, where])
+            moves = np.moveaxis(t.made_up((ahead - behind) / 2), -1, 0)
+            found = part.secants(ahead[:, where], behind[:, where], moves, t.by_state * self.noise[:, None])
             full = np.zeros((*found.shape[:-1], len(x)))
             full[..., where] = found
-            out.append(full / self.noise[:, None])
+            out.append(replace(t, by_parameter=full / self.noise[:, None]))
         return out
 
     def inherit(self, shorter: ShootingProblem) -> None:

@@ -63,24 +63,26 @@ def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
     Uhlmann 1997): where the data hardly see a parameter (a lag far below a substep, a dead zone of zero), or only see
     many of them together, a derivative says nothing of how far they may go before the data do. Where a motion jumps
     with a parameter (friction that sticks or does not), the derivative is as large as the step is small, and says
-    nothing either: it is left out. The problem keeps the axes, from which the next call goes on.
+    nothing either: it is left out. By parameters the slopes are those that are left when start states make up for
+    what they can. The problem keeps the axes, from which the next call goes on.
     """
     try:
         if problem.axes is None:
             found = problem.sensitivities(best)
-            axes, rounds = principal_axes(problem, found), 2
+            axes = principal_axes(problem, found)
         else:
-            found, axes, rounds = problem.still(best), problem.axes, 1
-        for _ in range(rounds):  # only the slopes are simulated again, not what the start states do
-            found = [replace(t, by_parameter=s) for t, s in zip(found, problem.secants(best, axes), strict=True)]
+            found, axes = problem.still(best), problem.axes
+        for _ in range(2):  # only the slopes are simulated again, not what the start states do
+            found = problem.secants(best, axes, found)
             axes = principal_axes(problem, found)
         problem.axes = axes
-        coarse = ShootingProblem.sensitivities(replace(problem, steps=COARSE * problem.steps), best)
+        coarse = problem.secants(best, np.diag(COARSE * problem.steps), found)
     except NonFiniteError:  # so far away it diverges
         problem.axes = None
         return problem.sensitivities(best)
     for one, other in zip(found, coarse, strict=True):
-        usual = np.quantile(np.abs(other.by_parameter), 0.9, axis=(0, 1, 2))
-        jumps = np.abs(one.by_parameter) > 3 * np.abs(other.by_parameter) + usual
-        one.by_parameter = np.where(jumps, 0.0, one.by_parameter)
+        # what start states make up for may be many times as large as what is left, and bend: no jump for that
+        mine, theirs = one.projected(), other.projected()
+        jumps = np.abs(mine) > 3 * np.abs(theirs) + np.quantile(np.abs(theirs), 0.9, axis=(0, 1, 2))
+        one.by_parameter = np.where(jumps, 0.0, mine)
     return found
