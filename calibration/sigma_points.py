@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -63,8 +63,9 @@ def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
     Uhlmann 1997): where the data hardly see a parameter (a lag far below a substep, a dead zone of zero), or only see
     many of them together, a derivative says nothing of how far they may go before the data do. Where a motion jumps
     with a parameter (friction that sticks or does not), the derivative is as large as the step is small, and says
-    nothing either: it is left out. By parameters the slopes are those that are left when start states make up for
-    what they can. The problem keeps the axes, from which the next call goes on.
+    nothing either: that sample is left out, for all parameters at once, or what they do together would no longer cancel
+    where it does nothing. The slopes are those that are left when start states make up for what they can. The problem
+    keeps the axes, from which the next call goes on.
     """
     try:
         if problem.axes is None:
@@ -84,5 +85,5 @@ def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
         # what start states make up for may be many times as large as what is left, and bend: no jump for that
         mine, theirs = one.projected(), other.projected()
         jumps = np.abs(mine) > 3 * np.abs(theirs) + np.quantile(np.abs(theirs), 0.9, axis=(0, 1, 2))
-        one.by_parameter = np.where(jumps, 0.0, mine)
+        one.by_parameter = np.where(jumps.any(-1, keepdims=True), 0.0, mine)
     return found

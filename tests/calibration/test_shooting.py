@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sim2real.calibration.replay import replays
-from sim2real.calibration.shooting import MOST_DAMPED, ShootingProblem, _step, fit_starts, refine
+from sim2real.calibration.shooting import MOST_DAMPED, Sensitivity, ShootingProblem, _step, fit_starts, refine
 from sim2real.calibration.sigma_points import EnsembleProblem, at_scale
 from sim2real.calibration.unknowns import Unknowns
 from sim2real.episodes import Channels, Episode
@@ -181,3 +181,26 @@ def test_sensitivities_at_scale_are_those_of_regression_and_keep_their_axes() ->
     assert posed.axes is not None
     sigma = np.sqrt(np.diag(np.linalg.inv(sum(t.precision() for t in told))))
     assert np.linalg.norm(posed.axes, axis=0) == pytest.approx(sigma, rel=0.05)
+
+
+def test_a_sample_that_jumps_is_left_out_for_all_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaving it out for one would break what parameters do together: two of one sum would seem to be told apart."""
+    posed = problem(plant())
+    fit_starts(posed, TRUTH)
+    found, calls = at_scale(posed, TRUTH)[0].by_parameter, []
+    secants = ShootingProblem.secants
+
+    def jumping(self: ShootingProblem, *given: Any) -> list[Sensitivity]:
+        out = secants(self, *given)
+        calls.append(1)
+        if len(calls) < 3:  # the wide ones, not the coarse ones they are compared with
+            out[0].by_parameter[4, 20, 0, 1] += 1e5
+        return out
+
+    monkeypatch.setattr(ShootingProblem, "secants", jumping)
+    left = at_scale(posed, TRUTH)[0].by_parameter
+    assert len(calls) == 3
+    assert found[4, 20, 0].all()
+    gone = ~left.any(-1)
+    assert gone[4, 20, 0]
+    assert (left[~gone] != 0).all()
