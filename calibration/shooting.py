@@ -231,7 +231,7 @@ class ShootingProblem:
         than a step, for shorter ones drown in rounding. Start states move along as far as the slopes `told` by each
         part say that they make up for the parameters: what is known of parameters is what start states cannot make up
         for, and in long windows that is the small rest of large motions, in which their curvature and their kinks drown
-        it. Slopes that are all zero let them stay.
+        it. Slopes that are all zero let them stay; windows whose motions that makes larger keep the slopes told.
         """
         directions = directions * np.maximum(1.0, 1.0 / np.max(np.abs(directions) / self.steps, 1))[:, None]
         ahead, behind = (np.clip(x + s * directions, self.lower, self.upper) for s in (1, -1))
@@ -242,7 +242,15 @@ class ShootingProblem:
             found = part.secants(ahead[:, where], behind[:, where], moves, t.by_state * self.noise[:, None])
             full = np.zeros((*found.shape[:-1], len(x)))
             full[..., where] = found
-            out.append(replace(t, by_parameter=full / self.noise[:, None]))
+            full /= self.noise[:, None]
+            # where the motion grew rather than shrank, the start states went beyond what slopes can tell
+            held = np.einsum("wmdp,kp->wkmd", t.by_parameter, ahead - behind)
+            along = np.einsum("wmdp,kp->wkmd", full, ahead - behind) + 2 * np.einsum(
+                "wmdx,kwx->wkmd", t.by_state, moves
+            )
+            size, before = (np.sqrt((v**2).sum((1, 2, 3))) for v in (along, held))
+            wild = (before > 0) & (size > 2 * before)
+            out.append(replace(t, by_parameter=np.where(wild[:, None, None, None], t.by_parameter, full)))
         return out
 
     def inherit(self, shorter: ShootingProblem) -> None:

@@ -25,7 +25,7 @@ def principal_axes(problem: ShootingProblem, told: list[Sensitivity]) -> Array:
     width = np.where(np.isfinite(width_of(problem)), width_of(problem), 100 * problem.steps)
     scaled = (precision + problem.factor.T @ problem.factor) * np.outer(width, width) + np.eye(len(width))
     known, axes = np.linalg.eigh(scaled)
-    return np.asarray((axes / np.sqrt(known)).T * width)
+    return np.asarray((axes / np.sqrt(np.maximum(known, 1.0))).T * width)  # one at least, but for rounding
 
 
 @dataclass
