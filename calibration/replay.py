@@ -131,18 +131,15 @@ class Replay:
         residual, _, slopes = self.sensitivity(parameters, np.zeros(0))
         return residual, slopes
 
-    def secants(self, ahead: Array, behind: Array, moves: Array, by_state: Array) -> Array:
+    def secants(self, ahead: Array, behind: Array) -> Array:
         """Return how positions change with the parameters (W, M, D, P), by regression over pairs of points.
 
         Args:
             ahead, behind: (K, P), K at least P, in the order of `names`.
-            moves: (K, W, X) by which start states are ahead of the present ones, and behind them.
-            by_state: (W, M, D, X) how positions change with start states, which is taken off again.
         """
-        many = len(ahead)
-        positions = self.run(np.concatenate([ahead, behind]), np.concatenate([self.start + moves, self.start - moves]))
-        change = positions[:many] - positions[many:] - 2 * np.einsum("wmdx,kwx->kwmd", by_state, moves)
-        change = np.where(self.windows.valid[..., None], change, 0.0)
+        starts = np.repeat(self.start[None], 2 * len(ahead), 0)
+        positions = self.run(np.concatenate([ahead, behind]), starts)
+        change = np.where(self.windows.valid[..., None], positions[: len(ahead)] - positions[len(ahead) :], 0.0)
         return np.asarray(np.moveaxis(np.tensordot(np.linalg.pinv(ahead - behind), change, 1), 0, -1))
 
 

@@ -66,11 +66,6 @@ class Sensitivity:
         b = b - q @ (np.swapaxes(q, 1, 2) @ b)
         return np.asarray(b.reshape(self.by_parameter.shape) / root)
 
-    def made_up(self, directions: Array) -> Array:
-        """(W, X, K) changes of the start states that make up best for going along directions (K, P)."""
-        _, hsp, hss, _, _ = self.blocks()
-        return -_states_ahead(hss, np.einsum("wxp,kp->wxk", hsp, directions), 0.0)
-
     def precision(self, power: int = 1) -> Array:
         """(P, P) what is known of the parameters with start states fitted, by a power of the weights."""
         j = self.projected()
@@ -222,35 +217,24 @@ class ShootingProblem:
 
     def along(self, x: Array, directions: Array) -> list[Sensitivity]:
         """Return what every part says at `x` and the present start states, its slopes being `secants`."""
-        return self.secants(x, directions, self.still(x))
+        found = self.still(x)
+        return [replace(t, by_parameter=s) for t, s in zip(found, self.secants(x, directions), strict=True)]
 
-    def secants(self, x: Array, directions: Array, told: list[Sensitivity]) -> list[Sensitivity]:
-        """Return what every part says, its slopes by parameters being central differences.
+    def secants(self, x: Array, directions: Array) -> list[Array]:
+        """Return how residuals change with the parameters, (W, M, D, P) a part, in standard deviations.
 
-        They go along directions (K, P) that may be long and mix parameters; these are cut at the bounds, and no shorter
-        than a step, for shorter ones drown in rounding. Start states move along as far as the slopes `told` by each
-        part say that they make up for the parameters: what is known of parameters is what start states cannot make up
-        for, and in long windows that is the small rest of large motions, in which their curvature and their kinks drown
-        it. Slopes that are all zero let them stay; windows whose motions that makes larger keep the slopes told.
+        By central differences along directions (K, P) that may be long and mix parameters. They are cut at the bounds,
+        and no shorter than a step, for shorter ones drown in rounding.
         """
         directions = directions * np.maximum(1.0, 1.0 / np.max(np.abs(directions) / self.steps, 1))[:, None]
         ahead, behind = (np.clip(x + s * directions, self.lower, self.upper) for s in (1, -1))
         out = []
-        for part, t in zip(self.parts, told, strict=True):
+        for part in self.parts:
             where = part.columns
-            moves = np.moveaxis(t.made_up((ahead - behind) / 2), -1, 0)
-            found = part.secants(ahead[:, where], behind[:, where], moves, t.by_state * self.noise[:, None])
+            found = part.secants(ahead[:, where], behind[:, where])
             full = np.zeros((*found.shape[:-1], len(x)))
             full[..., where] = found
-            full /= self.noise[:, None]
-            # where the motion grew rather than shrank, the start states went beyond what slopes can tell
-            held = np.einsum("wmdp,kp->wkmd", t.by_parameter, ahead - behind)
-            along = np.einsum("wmdp,kp->wkmd", full, ahead - behind) + 2 * np.einsum(
-                "wmdx,kwx->wkmd", t.by_state, moves
-            )
-            size, before = (np.sqrt((v**2).sum((1, 2, 3))) for v in (along, held))
-            wild = (before > 0) & (size > 2 * before)
-            out.append(replace(t, by_parameter=np.where(wild[:, None, None, None], t.by_parameter, full)))
+            out.append(full / self.noise[:, None])
         return out
 
     def inherit(self, shorter: ShootingProblem) -> None:

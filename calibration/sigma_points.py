@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def principal_axes(problem: ShootingProblem, told: list[Sensitivity]) -> Array:
     width = np.where(np.isfinite(width_of(problem)), width_of(problem), 100 * problem.steps)
     scaled = (precision + problem.factor.T @ problem.factor) * np.outer(width, width) + np.eye(len(width))
     known, axes = np.linalg.eigh(scaled)
-    return np.asarray((axes / np.sqrt(np.maximum(known, 1.0))).T * width)  # one at least, but for rounding
+    return np.asarray((axes / np.sqrt(known)).T * width)
 
 
 @dataclass
@@ -64,26 +64,24 @@ def at_scale(problem: ShootingProblem, best: Array) -> list[Sensitivity]:
     many of them together, a derivative says nothing of how far they may go before the data do. Where a motion jumps
     with a parameter (friction that sticks or does not), the derivative is as large as the step is small, and says
     nothing either: that sample is left out, for all parameters at once, or what they do together would no longer cancel
-    where it does nothing. The slopes are those that are left when start states make up for what they can. The problem
-    keeps the axes, from which the next call goes on.
+    where it does nothing. The problem keeps the axes, from which the next call goes on.
     """
     try:
         if problem.axes is None:
             found = problem.sensitivities(best)
-            axes = principal_axes(problem, found)
+            axes, rounds = principal_axes(problem, found), 2
         else:
-            found, axes = problem.still(best), problem.axes
-        for _ in range(2):  # only the slopes are simulated again, not what the start states do
-            found = problem.secants(best, axes, found)
+            found, axes, rounds = problem.still(best), problem.axes, 1
+        for _ in range(rounds):  # only the slopes are simulated again, not what the start states do
+            found = [replace(t, by_parameter=s) for t, s in zip(found, problem.secants(best, axes), strict=True)]
             axes = principal_axes(problem, found)
         problem.axes = axes
-        coarse = problem.secants(best, np.diag(COARSE * problem.steps), found)
+        coarse = ShootingProblem.sensitivities(replace(problem, steps=COARSE * problem.steps), best)
     except NonFiniteError:  # so far away it diverges
         problem.axes = None
         return problem.sensitivities(best)
     for one, other in zip(found, coarse, strict=True):
-        # what start states make up for may be many times as large as what is left, and bend: no jump for that
-        mine, theirs = one.projected(), other.projected()
-        jumps = np.abs(mine) > 3 * np.abs(theirs) + np.quantile(np.abs(theirs), 0.9, axis=(0, 1, 2))
-        one.by_parameter = np.where(jumps.any(-1, keepdims=True), 0.0, mine)
+        usual = np.quantile(np.abs(other.by_parameter), 0.9, axis=(0, 1, 2))
+        jumps = np.abs(one.by_parameter) > 3 * np.abs(other.by_parameter) + usual
+        one.by_parameter = np.where(jumps.any(-1, keepdims=True), 0.0, one.by_parameter)
     return found
