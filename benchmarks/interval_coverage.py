@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,33 +27,17 @@ from typing import Any
 import numpy as np
 from _surroundings import one_thread, surroundings
 
-from sim2real.calibration import Posterior, identify
 from sim2real.calibration.check import check
-from sim2real.episodes import Episode
 from sim2real.plant import Plant
 from sim2real.preparation import prepare
-from sim2real.randomization import ParameterSet, RobotModel
+from sim2real.randomization import RobotModel
 from sim2real.recipe import load_recipe
+from sim2real.stages import identify_anew
 
 ROOT = Path(__file__).resolve().parent.parent
 ROBOT = ROOT / "randomization" / "robots" / "two_link_arm.xml"
 PROBLEMS = ("least_squares", "correlated", "friction", "ensemble", "npe")
 NOISE, SEED = 0.002, 11
-
-
-def fit(
-    plant: Plant,
-    episodes: Sequence[Episode],
-    prior: ParameterSet,
-    rng: np.random.Generator,
-    *,
-    channels: Sequence[str],
-    method: str,
-    discrepancy: float,
-) -> Posterior:
-    """Identify without the examination, from the best of few draws."""
-    settings: dict[str, Any] = {"method": method, "discrepancy": discrepancy, "tries": 8, "starts": 1}
-    return identify(plant, episodes, prior, channels=channels, examine=False, rng=rng, **settings)
 
 
 def with_friction(plant: Plant) -> Plant:
@@ -73,12 +56,12 @@ def measure(name: str, truths: int, workers: int, folder: Path) -> dict[str, Any
     """Identify the truths of a problem."""
     setup = prepare(load_recipe(ROOT / "recipes" / "two_link_arm.yaml"), threads=1)
     method = name if name in ("ensemble", "npe") else "least_squares"
-    discrepancy = 0.02 if name == "friction" else 0.0
+    settings = {"method": method, "discrepancy": 0.02 if name == "friction" else 0.0, "tries": 8, "starts": 1}
     found = check(
         setup.plant,
         setup.recordings.train,
         setup.prior,
-        partial(fit, channels=setup.channels, method=method, discrepancy=discrepancy),
+        partial(identify_anew, channels=setup.channels, settings=settings),
         channels=setup.channels,
         noise=np.full(len(setup.channels), NOISE),
         truths=truths,

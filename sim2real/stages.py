@@ -92,7 +92,7 @@ def check_stage(setup: Setup, directory: RunDirectory, truths: int, workers: int
         setup.plant,
         setup.recordings.train,
         setup.prior,
-        partial(_identify_again, channels=setup.channels, settings=setup.recipe.identify.model_dump()),
+        partial(identify_anew, channels=setup.channels, settings=setup.recipe.identify.model_dump()),
         channels=setup.channels,
         noise=np.array(told["result"]["noise"]),
         truths=truths,
@@ -103,7 +103,7 @@ def check_stage(setup: Setup, directory: RunDirectory, truths: int, workers: int
     )
 
 
-def _identify_again(
+def identify_anew(
     plant: Plant,
     episodes: Sequence[Episode],
     prior: ParameterSet,
@@ -112,6 +112,7 @@ def _identify_again(
     channels: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Posterior:
+    """Identify as `check` asks for, without the examination, with these arguments of `identify`."""
     return identify(plant, episodes, prior, channels=channels, rng=rng, examine=False, **settings)
 
 
