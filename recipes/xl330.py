@@ -2,7 +2,8 @@
 
 The servo's controller is a gain in counts on the error, its motor a resistance behind a duty cycle, its friction that
 of Duclusaud et al. 2024 ("Extended Friction Models for the Physics Simulation of Servo Actuators"): dry, viscous,
-Stribeck, and a share of the load that the gears carry. The gain is a second action: it is zero while the motor is free.
+Stribeck, and a share of the load that the gears carry, here the larger of the torques on their two sides. The gain is
+a second action: it is zero while the motor is free.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def step(x: Any, u: Any, p: Mapping[str, Any], dt: float) -> Any:
     motor = np.where(gain > 0, p["motor.constant"] * (volts - p["motor.constant"] * v) / p["motor.resistance"], 0.0)
     load = p["link.weight"] * np.sin(q)
     inertia = p["link.inertia"]
-    most = p["servo.dry"] + p["servo.viscous"] * np.abs(v) + p["servo.load"] * np.abs(motor + load)
+    most = p["servo.dry"] + p["servo.viscous"] * np.abs(v) + p["servo.load"] * np.maximum(np.abs(motor), np.abs(load))
     most = most + p["servo.stribeck"] * np.exp(-np.abs(v) / 0.2)
     stop = inertia * v / dt + motor - load
     v = v + dt * (motor - load - np.clip(stop, -most, most)) / inertia
@@ -44,7 +45,7 @@ servo = FunctionModel(
         "dynamics.servo.offset": FunctionParameter(0.0, "rad"),
         "dynamics.servo.dry": FunctionParameter(0.01, "N·m", 0.0),
         "dynamics.servo.viscous": FunctionParameter(0.005, "N·m·s/rad", 0.0),
-        "dynamics.servo.load": FunctionParameter(0.1, "1", 0.0),
+        "dynamics.servo.load": FunctionParameter(0.2, "1", 0.0),
         "dynamics.servo.stribeck": FunctionParameter(0.01, "N·m", 0.0),
     },
     joint_names=("hinge",),
