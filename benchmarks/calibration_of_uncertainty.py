@@ -1,10 +1,10 @@
 """Where will a real robot be 0.1 to 1 s later, and is it there as often as was said? By simulator, networks and both.
 
-    python benchmarks/calibration_of_uncertainty.py [--robots NAME ...] [--transitions N ...] [--seeds K] [--test]
-        [--logs FOLDER] [--quick] [--json FILE]
+    python benchmarks/calibration_of_uncertainty.py [--robots NAME ...] [--transitions N ...] [--seeds SEED ...]
+        [--test] [--mbrl FOLDER] [--logs FOLDER] [--folder FOLDER] [--quick] [--json FILE]
 
 Everything is learned from N transitions of a robot's training recordings, the beginnings of as many as give 0.8 s each
-(all of all by default). Scored are the validation recordings, crossed: recalibrated on windows that start in every
+(all of all where N is 0). Scored are the validation recordings, crossed: recalibrated on windows that start in every
 other second, scored on those between; with `--test` also the test recordings and those of a changed robot, which
 nothing is told of, recalibrated on the validation recordings. A simulator is recalibrated on the training recordings
 as well, for its few parameters do not remember them. The rows:
@@ -12,37 +12,42 @@ as well, for its few parameters do not remember them. The rows:
 - `nothing moves`, `keeps its speed`, and `linear`: ridge regression of the next change of position on the last 4
   changes, the last 6 commands, sines and cosines of the angles, rolled out, its penalty chosen on the recordings that
   are scored, in its favour.
+- `plain networks`: five of 2 x 128 on the same inputs, by likelihood, each at its best epoch on the validation
+  recordings; `mbrl-lib`: its ensemble on the same (see benchmarks/world_model.py for how to install it).
 - `simulator`: identified, from the model-based observer, with posterior draws.
 - `logs alone`: `fit_to_recordings`, the same settings for every robot.
 - `rehearsed`: the same beside simulations, each member on its own posterior draw.
-- `combined`: the last three by `CombinedPredictor`.
+- `combined`: the last three by `CombinedPredictor`; without a robot file, `logs alone` recalibrated.
 
-Of each horizon: RMSE [rad], NRMSE, CRPS [rad], coverage of the 90 % intervals, and that of the worst joint; of all:
-mean NRMSE, the coverage with its 90 % interval over seconds, and how well the epistemic part of the uncertainty ranks
-windows by error (`scores.detection`: AUROC of the largest twentieth; errors relative to how far joints get).
+Of each horizon (1, 5, 10 and 20 steps of the model, 0.1, 0.2, 0.5 and 1 s): RMSE [rad], NRMSE, CRPS [rad], coverage of
+the 90 % intervals, and that of the worst joint. Of the horizons in seconds together: mean NRMSE, the coverage with its
+90 % interval over seconds, and how well the epistemic part of the uncertainty ranks windows by error
+(`scores.detection`: AUROC of the largest twentieth; errors relative to how far joints get).
+
+What is done stays in the folder: killed, the script goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _prediction_peers import Linear, Mbrl, PlainEnsemble
+from _recorded_robots import ROBOTS, ROOT, Robot, load, some
 from _surroundings import one_thread, surroundings
 from numpy.typing import NDArray
 
 from sim2real.calibration import identify
 from sim2real.combination import CombinedPredictor
-from sim2real.episodes import Array, Episode, resample
-from sim2real.errors import LogError
+from sim2real.episodes import Array
 from sim2real.evaluation import (
     HORIZONS,
     Predictor,
@@ -52,220 +57,208 @@ from sim2real.evaluation import (
     score,
     start_covariance,
 )
+from sim2real.kalman import KalmanFilter
 from sim2real.prediction import Prediction
-from sim2real.preparation import Setup, prepare
-from sim2real.recipe import load_recipe
+from sim2real.preparation import Setup
 from sim2real.stages import choose_observer, excitation, simulator_predictor
-from sim2real.windows import joint_positions
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Rehearsal, fit_to_recordings
-from sim2real.world_model.encoder import angles
-from sim2real.world_model.scores import detection
+from sim2real.world_model.scores import block_interval, detection, inside
 from sim2real.world_model.windows import causal_states
 
-ROOT = Path(__file__).resolve().parent.parent
-# recipe, and the model's step [s]
-ROBOTS = {
-    "qube": ("quanser_qube", 0.008),
-    "pendulum": ("dfki_pendulum", 0.01),
-    "double_pendulum": ("dfki_double_pendulum", 0.01),
-}
-ROWS = ("nothing moves", "keeps its speed", "linear", "simulator", "logs alone", "rehearsed", "combined")
-BACK, SENT = 4, 6
-# Of a recording that is not used whole [s].
-LEAST = 0.8
+LEARNED = ("simulator", "logs alone", "rehearsed")
+# More recordings than this are scored as if they were one.
+MANY = 6
+ROWS = ("nothing moves", "keeps its speed", "linear", "plain networks", "mbrl-lib", *LEARNED, "combined")
 
 
-class Linear:
-    """Ridge regression of the next change of position, rolled out."""
-
-    def __init__(self, setup: Setup, dt: float, penalty: float) -> None:
-        self.dt, self.wraps, self.channels = dt, setup.plant.model.wraps, setup.channels
-        x, y = [], []
-        for episode in commanded(setup.recordings.train):
-            q, u = self._on_clock(episode)
-            for k in range(max(BACK, SENT), min(len(q) - 1, len(u))):
-                x.append(self._features(q[None, k - BACK : k + 1], u[None, k - SENT + 1 : k + 1])[0])
-                y.append(q[k + 1] - q[k])
-        a, b = np.stack(x), np.stack(y)
-        self.scale = np.maximum(a.std(0), 1e-9)
-        a = np.concatenate([a / self.scale, np.ones((len(a), 1))], 1)
-        self.weights = np.linalg.solve(a.T @ a + penalty * len(a) * np.eye(a.shape[1]), a.T @ b)
-
-    def _on_clock(self, episode: Episode) -> tuple[Array, Array]:
-        even = resample(episode, self.dt)
-        return joint_positions(even, self.channels), even.actions
-
-    def _features(self, q: Array, u: Array) -> Array:
-        changes = np.diff(q, axis=1).reshape(len(q), -1)
-        seen = angles(torch.as_tensor(q[:, -1]), self.wraps).numpy()
-        return np.concatenate([changes, seen, u.reshape(len(u), -1)], 1)
-
-    def __call__(self, asked: Questions) -> Array:
-        t, q = asked.episode.observed_at, joint_positions(asked.episode, self.channels)
-        begin, steps = t[asked.starts][:, None], int(np.ceil(asked.offsets.max() / self.dt))
-        past = begin - self.dt * np.arange(BACK, -1, -1)
-        path = np.stack([np.interp(past, t, q[:, d]) for d in range(q.shape[1])], -1)
-        sent = asked.episode.commands_at(begin + self.dt * (np.arange(-SENT + 1, steps) + 0.5))
-        for k in range(steps):
-            z = self._features(path[:, -BACK - 1 :], sent[:, k : k + SENT]) / self.scale
-            change = np.concatenate([z, np.ones((len(z), 1))], 1) @ self.weights
-            path = np.concatenate([path, (path[:, -1] + np.clip(change, -1, 1))[:, None]], 1)
-        clock = self.dt * np.arange(steps + 1)
-        found = np.empty((len(path), asked.offsets.shape[1], path.shape[2]))
-        for w, d in np.ndindex(len(path), path.shape[2]):
-            found[w, :, d] = np.interp(asked.offsets[w], clock, path[w, BACK:, d])
-        return found
-
-
-def commanded(episodes: Sequence[Episode]) -> list[Episode]:
-    """Return the recordings that say what was asked for."""
-    return [e for e in episodes if e.action_source == "commanded"]
-
-
-def first(episodes: Sequence[Episode], transitions: int, dt: float) -> list[Episode]:
-    """Return the beginnings of recordings that hold so many transitions together, of as many as give `LEAST` each."""
-    seconds = transitions * dt
-    many = min(max(int(seconds / LEAST), 1), len(episodes))
-    some = [episodes[k * len(episodes) // many] for k in range(many)]
-    return [e.slice(0.0, min(seconds / many, e.duration)) for e in some]
-
-
-def certain(mean: Array) -> Prediction:
+def certain(mean: Array, asked: Questions) -> Prediction:
     """Return a prediction that says nothing of its errors."""
     positions = torch.as_tensor(mean)
     nothing = torch.zeros_like(positions)
-    return Prediction(positions, nothing, nothing, torch.tensor(HORIZONS, dtype=torch.float64))
+    return Prediction(positions, nothing, nothing, asked.horizon)
 
 
-def learned(setup: Setup, dt: float, seed: int, quick: bool) -> tuple[dict[str, Predictor], dict[str, float]]:
-    """Return what is learned from the training recordings of a setup, and how long that took [s]."""
-    train, channels, seconds = setup.recordings.train, setup.channels, {}
+def timed(seconds: dict[str, float], name: str, work: Callable[[], Predictor]) -> Predictor:
+    """Do some work and note how long it took [s]."""
     clock = time.perf_counter()
+    found = work()
+    seconds[name] = time.perf_counter() - clock
+    return found
+
+
+def identified(setup: Setup, seed: int) -> tuple[Predictor, Rehearsal]:
+    """Identify a simulator; return it, and what a model can rehearse with it."""
+    rng, channels = setup.rng(f"identify {seed}"), setup.channels
     settings = setup.recipe.identify.model_dump()
-    rng = setup.rng(f"identify {seed}")
-    found = identify(setup.plant, train, setup.prior, channels=channels, rng=rng, examine=False, **settings)
+    settings["window"] = min(float(settings["window"]), 0.5 * max(e.duration for e in setup.recordings.train))
+    found = identify(
+        setup.plant, setup.recordings.train, setup.prior, channels=channels, rng=rng, examine=False, **settings
+    )
     observer = choose_observer(setup, found.values)[0]
     covariance = start_covariance(setup.plant, found.values, observer, setup.recordings.validation, channels)
     simulator = simulator_predictor(setup, found.values, found.sample(rng, 16), observer, covariance)
-    seconds["simulator"] = time.perf_counter() - clock
-    config = EnsembleConfig(
-        setup.plant.model.wraps, setup.plant.actions, dt, history=6, hidden=(128, 128), lookback=8, latents=4
-    )
-    rehearsal = Rehearsal(setup.plant, found.sample(rng, config.members), excitation(setup, setup.plant))
-    out: dict[str, Predictor] = {"simulator": simulator}
-    for name, simulated in (("logs alone", None), ("rehearsed", rehearsal)):
-        clock = time.perf_counter()
+    members = EnsembleConfig((), 0, 0.0).members
+    return simulator, Rehearsal(setup.plant, found.sample(rng, members), excitation(setup, setup.plant))
+
+
+def learned(robot: Robot, seed: int, quick: bool, seconds: dict[str, float]) -> dict[str, Predictor]:
+    """Return what is learned from the training recordings of a robot."""
+    config = EnsembleConfig(robot.wraps, robot.actions, robot.dt, history=6, hidden=(128, 128), lookback=8, latents=4)
+
+    def network(rehearsal: Rehearsal | None) -> Predictor:
         model = EnsembleDynamics(config, seed)
-        fit_to_recordings(
-            model, commanded(train), channels, rehearsal=simulated, iterations=200 if quick else 3000, seed=seed
-        )
-        seconds[name] = time.perf_counter() - clock
-        out[name] = RecordingPredictor(model, channels)
-    return out, seconds
+        iterations = 200 if quick else 3000
+        fit_to_recordings(model, robot.commanded, robot.channels, rehearsal=rehearsal, iterations=iterations, seed=seed)
+        return RecordingPredictor(model, robot.channels)
+
+    out: dict[str, Predictor] = {}
+    if robot.setup is not None:
+        clock = time.perf_counter()
+        out["simulator"], rehearsal = identified(robot.setup, seed)
+        seconds["simulator"] = time.perf_counter() - clock
+        out["rehearsed"] = timed(seconds, "rehearsed", partial(network, rehearsal))
+    out["logs alone"] = timed(seconds, "logs alone", partial(network, None))
+    return out
 
 
-def guesses(setup: Setup, dt: float, asked: Sequence[Questions], model: EnsembleDynamics) -> dict[str, Predictor]:
-    """Return the predictors that need no model."""
-    assert model.encoder is not None
-    estimator, d = model.encoder.estimator(), len(setup.channels)
+def guesses(
+    robot: Robot, asked: Sequence[Questions], seed: int, quick: bool, seconds: dict[str, float]
+) -> dict[str, Predictor]:
+    """Return what models are measured against."""
+    train, held = robot.commanded, robot.recordings.validation
+    estimator, d = KalmanFilter.fit(train, robot.channels), len(robot.channels)
+    shape = (robot.channels, robot.wraps, robot.dt)
 
     def keeps(q: Questions) -> Prediction:
-        states = causal_states(estimator, q.episode, setup.channels)[q.starts]
-        return certain(q.now[:, None] + q.offsets[..., None] * states[:, None, d:])
+        states = causal_states(estimator, q.episode, robot.channels)[q.starts]
+        return certain(q.now[:, None] + q.offsets[..., None] * states[:, None, d:], q)
 
     def error(one: Linear) -> float:
         return float(np.mean([np.mean((one(q) - q.truth) ** 2) for q in asked]))
 
-    best = min((Linear(setup, dt, 10.0**p) for p in range(-8, 0)), key=error)
-    return {"nothing moves": persistence, "keeps its speed": keeps, "linear": lambda q: certain(best(q))}
-
-
-def questions(episodes: Sequence[Episode], channels: Sequence[str]) -> list[Questions]:
-    """Return what recordings ask, as far as they are long enough to ask."""
-    out = []
-    for e in episodes:
-        with contextlib.suppress(LogError):
-            out.append(Questions.of(e, channels))
+    best = min((Linear(*shape).fit(train, 10.0**p) for p in range(-8, 0)), key=error)
+    out: dict[str, Predictor] = {
+        "nothing moves": persistence,
+        "keeps its speed": keeps,
+        "linear": lambda q: certain(best(q), q),
+    }
+    updates = 200 if quick else 5000
+    for name, kind in (("plain networks", PlainEnsemble), ("mbrl-lib", Mbrl)):
+        if name != "mbrl-lib" or mbrl_is_here():
+            out[name] = timed(seconds, name, lambda kind=kind: kind(*shape).fit(train, held, seed, updates))  # type: ignore[misc]
     return out
 
 
-def some(q: Questions, rows: NDArray[np.bool_]) -> Questions:
-    """Return some of the questions."""
-    return replace(q, **{key: getattr(q, key)[rows] for key in ("starts", "offsets", "now", "truth")})
+def mbrl_is_here() -> bool:
+    """Return whether mbrl-lib can be imported."""
+    try:
+        import mbrl.models  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def crossed(fit: Callable[[Sequence[Questions]], Predictor], asked: Sequence[Questions]) -> list[Prediction]:
-    """Answer every other second with what is fitted to the seconds between, both ways."""
-    odd = [q.blocks() % 2 == 1 for q in asked]
+    """Answer every other second with what is fitted to the seconds between, both ways.
+
+    A recording of a second is one such second: those take turns.
+    """
+    odd = [(q.blocks() + k) % 2 == 1 for k, q in enumerate(asked)]
     parts = []
     for held in (True, False):
-        predictor = fit([some(q, o == held) for q, o in zip(asked, odd, strict=True)])
-        parts.append([predictor(some(q, o != held)) for q, o in zip(asked, odd, strict=True)])
+        predictor = fit([some(q, o == held) for q, o in zip(asked, odd, strict=True) if (o == held).any()])
+        parts.append(
+            [predictor(some(q, o != held)) if (o != held).any() else None for q, o in zip(asked, odd, strict=True)]
+        )
     out = []
-    for o, even_part, odd_part in zip(odd, *parts, strict=True):
-        both, order = Prediction.concatenate([even_part, odd_part]), np.argsort(np.argsort(o, kind="stable"))
-        out.append(Prediction(both.mean[order], both.aleatoric[order], both.epistemic[order], both.horizon))
+    for o, *both in zip(odd, *parts, strict=True):
+        joined, order = (
+            Prediction.concatenate([p for p in both if p is not None]),
+            np.argsort(np.argsort(o, kind="stable")),
+        )
+        out.append(Prediction(joined.mean[order], joined.aleatoric[order], joined.epistemic[order], joined.horizon))
     return out
 
 
-def measure(robot: str, logs: Path, transitions: int | None, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure(robot: Robot, transitions: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Learn, recalibrate and score one robot with one amount of data."""
-    recipe, dt = ROBOTS[robot]
-    setup = prepare(load_recipe(ROOT / "recipes" / f"{recipe}.yaml", [f"logs={logs}"]), threads=1)
-    if transitions is not None:
-        train = first(commanded(setup.recordings.train), transitions, dt)
-        setup = replace(setup, recordings=replace(setup.recordings, train=train))
-    held = [Questions.of(e, setup.channels) for e in setup.recordings.validation]
-    train = questions(setup.recordings.train, setup.channels)
-    models, seconds = learned(setup, dt, seed, options.quick)
-    print(f"{robot}, seed {seed}: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()), flush=True)
-    out: dict[str, Any] = {}
-    changed = [e for shift in setup.recordings.shift for e in shift.recordings]
+    if transitions:
+        robot = robot.reduced(transitions)
+    recordings = robot.recordings
+    held, train = robot.questions(recordings.validation), robot.questions(recordings.train)
+    seconds: dict[str, float] = {}
+    models = learned(robot, seed, options.quick, seconds)
+    rows = guesses(robot, held, seed, options.quick, seconds)
     splits = {"validation": held}
     if options.test:
-        for split, episodes in (("test", setup.recordings.test), ("shift", changed)):
-            splits[split] = [Questions.of(e, setup.channels) for e in episodes]
-    for split, asked in splits.items():
-        rows = guesses(setup, dt, asked, models["logs alone"].model) | models  # type: ignore[attr-defined]
-        together = {name: [p] for name, p in rows.items()}
-        together["combined"] = [models[name] for name in ("simulator", "logs alone", "rehearsed")]
-        for name, predictors in together.items():
-            fit = partial(CombinedPredictor.fit, predictors, trained_on=train)
+        changed = [e for shift in recordings.shift for e in shift.recordings]
+        splits |= {"test": robot.questions(recordings.test), "shift": robot.questions(changed)}
+    together = {name: [p] for name, p in (rows | models).items()} | {"combined": list(models.values())}
+    out: dict[str, Any] = {split: {} for split, asked in splits.items() if asked}
+    for name, predictors in together.items():
+        fit = partial(CombinedPredictor.fit, predictors, trained_on=train)
+        for split, scores in out.items():
+            asked = splits[split]
             answers = crossed(fit, asked) if split == "validation" else list(map(fit(held), asked))
-            for q, answer in zip(asked, answers, strict=True):
-                found = scored(answer, q, setup.plant.model.joint_names) | {"seconds": seconds.get(name)}
-                out.setdefault(q.episode.name, {"split": split})[name] = found
+            for recording, q, answer in joined(asked, answers):
+                found = scored(answer, q, robot.joints) | {"seconds": seconds.get(name)}
+                scores.setdefault(recording, {})[name] = found
     return out
+
+
+class Joined(Questions):
+    """Questions about several recordings, each of which is one block."""
+
+    def blocks(self) -> NDArray[np.int_]:
+        return np.cumsum(np.diff(self.starts, prepend=self.starts[0]) < 0)
+
+
+def joined(asked: Sequence[Questions], answers: Sequence[Prediction]) -> list[tuple[str, Questions, Prediction]]:
+    """Return questions and answers by recording, those of many short recordings as if of one."""
+    if len(asked) <= MANY:
+        return [(q.episode.name, q, a) for q, a in zip(asked, answers, strict=True)]
+    parts = {key: np.concatenate([getattr(q, key) for q in asked]) for key in ("starts", "offsets", "now", "truth")}
+    one = Joined(asked[0].episode, **parts, horizons=asked[0].horizons)
+    return [(f"{len(asked)} recordings", one, Prediction.concatenate(answers))]
 
 
 def scored(answer: Prediction, q: Questions, joints: Sequence[str]) -> dict[str, Any]:
     """Return what is told of an answer."""
     found = score(answer, q, joints, np.random.default_rng(0))
-    row: dict[str, Any] = {key: found[key] for key in ("mean_nrmse", "coverage90", "coverage90_interval")}
-    away = np.maximum(np.abs(q.truth - q.now[:, None]).mean(0), 1e-9)
-    size = (np.abs(answer.mean.double().numpy() - q.truth) / away).mean((1, 2))
-    unsure = (answer.epistemic.double().sqrt().numpy() / away).mean((1, 2))
-    row["detection"] = detection(unsure, size)
-    for h in HORIZONS:
+    protocol = [q.horizons.index(h) for h in HORIZONS]
+    mean, truth = answer.mean.double().numpy()[:, protocol], q.truth[:, protocol]
+    away = np.maximum(np.abs(truth - q.now[:, None]).mean(0), 1e-9)
+    size = (np.abs(mean - truth) / away).mean((1, 2))
+    unsure = (answer.epistemic.double().sqrt().numpy()[:, protocol] / away).mean((1, 2))
+    variance = np.maximum(answer.variance.double().numpy()[:, protocol], 1e-10)
+    covered = inside(mean - truth, variance, 0.9).mean((1, 2))
+    row: dict[str, Any] = {
+        "mean_nrmse": float(np.mean([list(found[f"{h:g}"]["nrmse"].values()) for h in HORIZONS])),
+        "coverage90": float(covered.mean()),
+        "coverage90_interval": list(block_interval(covered, q.blocks(), np.random.default_rng(0))),
+        "detection": detection(unsure, size),
+    }
+    for h in q.horizons:
         one = found[f"{h:g}"]
         row[f"{h:g}"] = {
             "rmse": one["rmse"],
             "nrmse": one["nrmse"],
             "crps": one["crps"],
             "coverage90": one["coverage"]["0.9"],
+            "coverage90_interval": one["coverage90_interval"],
             "worst_channel_coverage90": min(one["coverage90_by_channel"].values()),
         }
     return row
 
 
-def show(recordings: dict[str, Any]) -> None:
+def show(split: str, recordings: dict[str, Any]) -> None:
     """Print a table for each recording."""
+    heads = f"{'mean NRMSE':>12s}{'covers 90 %':>13s}{'by chance':>15s}{'worst joint':>13s}{'detects':>9s}{'CRPS':>20s}"
     for recording, rows in recordings.items():
-        heads = (
-            f"{'mean NRMSE':>12s}{'covers 90 %':>13s}{'by chance':>15s}{'worst joint':>13s}{'detects':>9s}{'CRPS':>20s}"
-        )
-        print(f"\n{recording:18s}{heads}  {rows['split']}")
+        print(f"\n{recording:18s}{heads}  {split}")
         for name in ROWS:
+            if name not in rows:
+                continue
             r = rows[name]
             low, high = r["coverage90_interval"]
             worst = min(r[f"{h:g}"]["worst_channel_coverage90"] for h in HORIZONS)
@@ -277,30 +270,59 @@ def show(recordings: dict[str, Any]) -> None:
             )
 
 
+def summary(seeds: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
+    """Return the means over seeds and recordings of a split: {row: {horizon: scores, "mean_nrmse": ...}}."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for found in seeds:
+        for recording in found[split].values():
+            for name, row in recording.items():
+                rows.setdefault(name, []).append(row)
+
+    def mean(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: mean([v[key] for v in values]) for key in values[0]}
+        return None if values[0] is None else np.mean(values, 0).tolist()
+
+    return {name: mean(of) for name, of in rows.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--robots", nargs="+", choices=ROBOTS, default=tuple(ROBOTS))
-    parser.add_argument("--transitions", nargs="+", type=int, default=[None], help="all of them by default")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--transitions", nargs="+", type=int, default=[0], help="all of them by default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--test", action="store_true", help="score the test recordings")
+    parser.add_argument("--mbrl", type=Path, default=ROOT / ".mbrl", help="folder that mbrl-lib was installed into")
     parser.add_argument("--logs", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the real robots")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "uncertainty", help="keeps what is done")
     parser.add_argument("--quick", action="store_true", help="200 iterations instead of 3000")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
+    sys.path.append(str(options.mbrl))
     torch.set_num_threads(1)
+    options.folder.mkdir(parents=True, exist_ok=True)
     robots: dict[str, Any] = {}
-    for robot in options.robots:
-        if not (options.logs / robot).is_dir():
-            print(f"{robot}: not measured: {options.logs / robot} does not exist; name the folder above it with --logs")
+    for name in options.robots:
+        if not (options.logs / name).is_dir():
+            print(f"{name}: not measured: {options.logs / name} does not exist; name the folder above it with --logs")
             continue
+        robot = load(name, options.logs / name)
         for many in options.transitions:
-            for seed in range(options.seeds):
-                found = measure(robot, options.logs / robot, many, seed, options)
-                show(found)
-                robots.setdefault(robot, {}).setdefault(str(many or "all"), []).append(found)
-                if options.json:  # as far as it has got
-                    told = {"robots": robots, "quick": options.quick}
-                    options.json.write_text(json.dumps(told | surroundings("mujoco", "torch", "numpy"), indent=1))
+            seeds = []
+            for seed in options.seeds:
+                kind = ("-test" if options.test else "") + ("-quick" if options.quick else "")
+                file = options.folder / f"{name}-{many or 'all'}-{seed}{kind}.json"
+                if not file.exists():
+                    file.write_text(json.dumps(measure(robot, many, seed, options), indent=1))
+                seeds.append(json.loads(file.read_text()))
+                print(f"\n{name}, {many or 'all'} transitions, seed {seed}")
+                for split, recordings in seeds[-1].items():
+                    show(split, recordings)
+            scored_on = "test" if options.test else "validation"
+            robots.setdefault(name, {})[str(many or "all")] = summary(seeds, scored_on) | {"seeds": seeds}
+            if options.json:  # as far as it has got
+                told = {"robots": robots, "quick": options.quick}
+                options.json.write_text(json.dumps(told | surroundings("mujoco", "torch", "numpy"), indent=1))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Questions:
         offsets: (W, H) time from the start to the recorded sample nearest to each horizon [s].
         now: (W, D) measured positions at the start.
         truth: (W, H, D) measured positions at the horizons.
+        horizons: of the H [s].
     """
 
     episode: Episode
@@ -43,6 +44,7 @@ class Questions:
     offsets: Array
     now: Array
     truth: Array
+    horizons: tuple[float, ...] = HORIZONS
 
     @classmethod
     def of(
@@ -53,6 +55,7 @@ class Questions:
         stride: int = 25,
         warmup: float = 0.1,
         after: float = 0.0,
+        horizons: Sequence[float] = HORIZONS,
     ) -> Questions:
         """Ask about windows that start every `stride` samples.
 
@@ -62,12 +65,13 @@ class Questions:
             stride: samples between starts.
             warmup: recorded time before the first start [s].
             after: time after the first observation before which no window starts [s].
+            horizons: how far ahead [s].
 
         Raises:
             LogError: no window fits.
         """
         t, q = episode.observed_at, joint_positions(episode, channels)
-        longest, half = max(HORIZONS), 0.5 * episode.period
+        longest, half = max(horizons), 0.5 * episode.period
         first = max(int(np.searchsorted(t, t[0] + warmup)), 4)
         starts = np.arange(first, len(t), stride)
         starts = starts[t[starts] + longest <= t[-1] + half]
@@ -75,8 +79,13 @@ class Questions:
         starts = starts[t[starts] >= t[0] + after - 1e-9]
         if not len(starts):
             raise LogError(f"{episode.name}: no window of {longest:g} s to score; it lasts {episode.duration:.3g} s")
-        ends = np.stack([_nearest(t, t[starts] + h, starts) for h in HORIZONS], 1)
-        return cls(episode, starts, t[ends] - t[starts][:, None], q[starts], q[ends])
+        ends = np.stack([_nearest(t, t[starts] + h, starts) for h in horizons], 1)
+        return cls(episode, starts, t[ends] - t[starts][:, None], q[starts], q[ends], tuple(horizons))
+
+    @property
+    def horizon(self) -> torch.Tensor:
+        """Return the horizons as a `Prediction` has them: (H,) [s]."""
+        return torch.tensor(self.horizons, dtype=torch.float64)
 
     def blocks(self) -> NDArray[np.int_]:
         """Return the one-second block of the recording that each window starts in: (W,), numbered from 0."""
@@ -94,14 +103,10 @@ def _nearest(t: Array, at: Array, after: NDArray[np.int_]) -> NDArray[np.int_]:
 Predictor = Callable[[Questions], Prediction]
 
 
-def _horizon() -> torch.Tensor:
-    return torch.tensor(HORIZONS, dtype=torch.float64)
-
-
 def persistence(questions: Questions) -> Prediction:
     """Predict that nothing moves."""
-    mean = torch.as_tensor(np.repeat(questions.now[:, None], len(HORIZONS), 1))
-    return Prediction(mean, torch.zeros_like(mean), torch.zeros_like(mean), _horizon())
+    mean = torch.as_tensor(np.repeat(questions.now[:, None], len(questions.horizons), 1))
+    return Prediction(mean, torch.zeros_like(mean), torch.zeros_like(mean), questions.horizon)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class SimulatorPredictor:
         paths = at_offsets(states, starts_of, questions.offsets / plant.timestep)
         positions = torch.as_tensor(paths[..., : start.shape[1] // 2])
         epistemic = positions[1:].var(0, unbiased=True) if spread > 1 else torch.zeros_like(positions[0])
-        return Prediction(positions[0], torch.zeros_like(epistemic), epistemic, _horizon())
+        return Prediction(positions[0], torch.zeros_like(epistemic), epistemic, questions.horizon)
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ class EnsemblePredictor:
         shift = self.advance if episode.action_source == "measured" else 0.0
         commands = step_commands(episode, episode.observed_at[starts] + shift, back, steps, dt)
         prediction = self.model.predict(Estimate(state, commands[:, :back]), commands[:, back:])
-        return at_times(prediction, torch.as_tensor(state), torch.as_tensor(questions.offsets), dt)
+        return at_times(prediction, torch.as_tensor(state), questions)
 
 
 @dataclass(frozen=True)
@@ -206,12 +211,12 @@ class RecordingPredictor:
         steps = math.ceil(float(questions.offsets.max()) / dt - 1e-6)
         known, actions = estimates(self.model, questions.episode, questions.starts, self.channels, steps)
         prediction = self.model.predict(known, actions, self.particles)
-        return at_times(prediction, torch.as_tensor(known.state), torch.as_tensor(questions.offsets), dt)
+        return at_times(prediction, torch.as_tensor(known.state), questions)
 
 
-def at_times(prediction: Prediction, start: torch.Tensor, offsets: torch.Tensor, dt: float) -> Prediction:
-    """Interpolate a prediction of states (W, T, X) to positions at `offsets` (W, H) [s]: cubic in the mean."""
-    d = start.shape[-1] // 2
+def at_times(prediction: Prediction, start: torch.Tensor, questions: Questions) -> Prediction:
+    """Interpolate a prediction of states (W, T, X), a step apart, to positions when asked for: cubic in the mean."""
+    d, offsets, dt = start.shape[-1] // 2, torch.as_tensor(questions.offsets), float(prediction.horizon[0])
     path = torch.cat([start[:, None], prediction.mean.double()], 1)
     k = (offsets / dt).floor().long().clamp(0, path.shape[1] - 2)
     rows = torch.arange(len(path))[:, None]
@@ -225,7 +230,7 @@ def at_times(prediction: Prediction, start: torch.Tensor, offsets: torch.Tensor,
         padded = torch.cat([variance[:, :1], variance], 1).double()[..., :d]
         return (1 - s) * padded[rows, k] + s * padded[rows, k + 1]
 
-    return Prediction(mean, linear(prediction.aleatoric), linear(prediction.epistemic), _horizon())
+    return Prediction(mean, linear(prediction.aleatoric), linear(prediction.epistemic), questions.horizon)
 
 
 def score(prediction: Prediction, questions: Questions, names: Sequence[str], rng: np.random.Generator) -> Scores:
@@ -251,7 +256,7 @@ def score(prediction: Prediction, questions: Questions, names: Sequence[str], rn
         return {n: float(v) for n, v in zip(names, values, strict=True)}
 
     out: Scores = {"windows": len(truth), "mean_nrmse": float(nrmse.mean())}
-    for h, horizon in enumerate(HORIZONS):
+    for h, horizon in enumerate(questions.horizons):
         out[f"{horizon:g}"] = {
             "rmse": by_joint(np.sqrt((error[:, h] ** 2).mean(0))),
             "nrmse": by_joint(nrmse[h]),
@@ -261,7 +266,7 @@ def score(prediction: Prediction, questions: Questions, names: Sequence[str], rn
     pooled = inside(error, variance, 0.9).mean((1, 2))
     out["coverage90"] = float(pooled.mean())
     out["coverage90_interval"] = list(block_interval(pooled, blocks, rng))
-    out["crps"] = float(np.mean([out[f"{h:g}"]["crps"] for h in HORIZONS]))
+    out["crps"] = float(np.mean([out[f"{h:g}"]["crps"] for h in questions.horizons]))
     return out
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sim2real.kalman import KalmanFilter
-from sim2real.world_model.network import BatchedMLP
+from sim2real.world_model.network import BatchedMLP, input_scale
 
 HIDDEN = (64, 64)
 # A correction of one is this share of the change of velocity in a step, and this share of how far that leads.
@@ -82,7 +82,7 @@ class StartEncoder(nn.Module):
     def normalise(self, features: Tensor, change: Tensor, timestep: float) -> None:
         """Set the normalisers from features (N, F) and the change of velocity in a model step (D,)."""
         self.mean.copy_(features.mean(0))
-        self.scale.copy_(features.std(0).clamp_min(1e-6))
+        self.scale.copy_(input_scale(features))
         self.correction.copy_(torch.cat([POSITION * timestep * change, VELOCITY * change]))
 
     def forward(self, state: Tensor, past: Tensor, commands: Tensor, timestep: float) -> Tensor:

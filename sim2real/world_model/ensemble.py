@@ -14,7 +14,7 @@ from sim2real.estimation import Estimate
 from sim2real.prediction import Prediction
 from sim2real.world_model import storage
 from sim2real.world_model.encoder import StartEncoder, angles
-from sim2real.world_model.network import BatchedMLP, bounded
+from sim2real.world_model.network import BatchedMLP, bounded, input_scale
 
 # What an output of one changes a latent number by in a step.
 LATENT = 0.3
@@ -116,7 +116,7 @@ class EnsembleDynamics(nn.Module):
         self.feature_scale.fill_(1.0)
         raw = self.features(state, commands)
         self.feature_mean.copy_(raw.mean(0))
-        self.feature_scale.copy_(raw.std(0).clamp_min(1e-6))
+        self.feature_scale.copy_(input_scale(raw))
         self.target_scale.copy_(self.raw_target(state, following).std(0).clamp_min(1e-9))
 
     def raw_target(self, state: Tensor, following: Tensor) -> Tensor:

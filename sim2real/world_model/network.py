@@ -41,6 +41,16 @@ class BatchedMLP(nn.Module):
         return x
 
 
+def input_scale(raw: Tensor) -> Tensor:
+    """Return what inputs (N, F) are divided by: their standard deviation; infinity for one that never changed.
+
+    So nothing depends on such an input: what it does cannot be learned, and divided by next to nothing it would be
+    enormous as soon as it did change.
+    """
+    spread = raw.std(0)
+    return torch.where(spread <= 1e-6 * raw.mean(0).abs(), torch.inf, spread.clamp_min(1e-6))
+
+
 def bounded(log_variance: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """Keep log variances within soft bounds (Chua et al. 2018, appendix A.1)."""
     log_variance = high - nn.functional.softplus(high - log_variance)

@@ -15,7 +15,7 @@ from sim2real.errors import LogError, ModelError
 from sim2real.estimation import Estimate
 from sim2real.kalman import KalmanFilter
 from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
-from sim2real.world_model.network import gaussian_nll
+from sim2real.world_model.network import gaussian_nll, input_scale
 from sim2real.world_model.rehearsal import Rehearsal
 from sim2real.world_model.training import optimise
 from sim2real.world_model.windows import Recorded, before_start, causal_states, cut_window, window_starts
@@ -122,7 +122,7 @@ def _normalise(model: EnsembleDynamics, data: Recorded) -> None:
     model.feature_mean.zero_()
     model.feature_scale.fill_(1.0)
     raw = model.features(resting, data.commands[:, :history])
-    mean, spread = raw.mean(0), raw.std(0).clamp_min(1e-6)
+    mean, spread = raw.mean(0), input_scale(raw)
     latent = slice(raw.shape[1] - history * config.actions - config.latents, raw.shape[1] - history * config.actions)
     mean[latent], spread[latent] = 0.0, 1.0
     model.feature_mean.copy_(mean)

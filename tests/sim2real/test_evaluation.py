@@ -74,6 +74,11 @@ def test_questions_are_about_the_nearest_samples(jitter: float) -> None:
             nearest = int(np.abs(t - t[start] - horizon).argmin())
             assert q.offsets[i, h] == pytest.approx(t[nearest] - t[start], abs=1e-12)
             np.testing.assert_array_equal(q.truth[i, h], log.observations[nearest, :2])
+    sooner = Questions.of(log, NAMES, stride=7, horizons=(0.03, 0.5))
+    assert sooner.horizons == (0.03, 0.5)
+    assert len(sooner.starts) > len(q.starts)
+    rows = np.searchsorted(sooner.starts, q.starts)
+    np.testing.assert_array_equal(sooner.truth[rows, 1], q.truth[:, 2])
     every = [s for s in range(q.starts[0], len(t), 7) if t[s] + 1.0 <= t[-1] + 0.5 * log.period]
     assert q.starts.tolist() == [s for s in every if t[s] + 1.0 <= 5.0 or t[s] - 0.1 >= 5.02]
 
@@ -190,12 +195,15 @@ def test_interpolation_is_exact_for_cubics() -> None:
     t = 0.1 * torch.arange(1, 8, dtype=torch.float64)
     path = torch.stack([t**3 - t, 3 * t**2 - 1], -1)[None]
     variance = torch.stack([t, 0 * t], -1)[None]
-    offsets = torch.tensor([[0.03, 0.1, 0.456, 0.7]], dtype=torch.float64)
+    offsets = np.array([0.03, 0.1, 0.456, 0.7])
+    recording = episode(np.random.default_rng(0))
+    asked = Questions(recording, np.array([0]), offsets[None], np.zeros((1, 1)), np.zeros((1, 4, 1)), tuple(offsets))
     start = torch.tensor([[0.0, -1.0]], dtype=torch.float64)
-    found = at_times(Prediction(path, variance, 2 * variance, t), start, offsets, 0.1)
-    np.testing.assert_allclose(found.mean[0, :, 0], offsets[0] ** 3 - offsets[0], atol=1e-12)
-    np.testing.assert_allclose(found.aleatoric[0, 1:, 0], offsets[0, 1:], atol=1e-12)
-    np.testing.assert_allclose(found.epistemic[0, 1:, 0], 2 * offsets[0, 1:], atol=1e-12)
+    found = at_times(Prediction(path, variance, 2 * variance, t), start, asked)
+    np.testing.assert_allclose(found.mean[0, :, 0], offsets**3 - offsets, atol=1e-12)
+    np.testing.assert_allclose(found.aleatoric[0, 1:, 0], offsets[1:], atol=1e-12)
+    np.testing.assert_allclose(found.epistemic[0, 1:, 0], 2 * offsets[1:], atol=1e-12)
+    np.testing.assert_allclose(found.horizon, offsets)
 
 
 # predictors on a simulated recording

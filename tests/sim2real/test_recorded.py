@@ -200,3 +200,22 @@ def test_a_short_recording_is_learned_from_over_shorter_rollouts(logs: list[Epis
     assert lengths == [f"rollouts of {seconds} s" for seconds in ("0.04", "0.16", "0.2")]
     with pytest.raises(LogError, match=r"no window of 0\.04 s fits"):
         fit_to_recordings(EnsembleDynamics(config()), [logs[0].slice(0, 0.12)], ["position"], iterations=6)
+
+
+def test_a_command_that_never_changed_is_not_looked_at(logs: list[Episode], tmp_path: Path) -> None:
+    # a gain that was 100 in every recording: 800 says nothing that was learned, and must not ruin what was
+    channels = replace(logs[0].channels, actions=(*logs[0].channels.actions, ("gain", "1")))
+
+    def with_gain(log: Episode, gain: float) -> Episode:
+        return replace(log, channels=channels, actions=np.column_stack([log.actions, np.full(len(log.actions), gain)]))
+
+    model = EnsembleDynamics(config(actions=2))
+    fit_to_recordings(model, [with_gain(logs[0], 100.0)], ["position"], iterations=30, batch=16)
+    model.save(tmp_path)
+    predictor = RecordingPredictor(EnsembleDynamics.load(tmp_path), ["position"])
+    same, other = (
+        predictor(Questions.of(with_gain(logs[1], gain), ["position"], stride=50)) for gain in (100.0, 800.0)
+    )
+    assert torch.isfinite(same.mean).all()
+    torch.testing.assert_close(other.mean, same.mean)
+    torch.testing.assert_close(other.variance, same.variance)
