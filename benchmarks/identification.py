@@ -8,7 +8,7 @@ Simulated problems: truths drawn from the prior of recipes/two_link_arm.yaml, 60
 `arm_correlated` is that with noise correlated over 0.1 s. The error is |found - truth| / prior standard deviation, mean
 (and median) over truths and parameters; coverage90 is the share of truths inside the 90 % intervals that are finite.
 
-Real problems (`pendulum`, `double_pendulum`, `qube`), where the folder of the logs exists (by default ../shared/data,
+Real problems (`pendulum`, `double_pendulum`, `qube`, `xl330`), where the folder of the logs exists (by default ../shared/data,
 beside the checkout): fitted on the recipe's training recordings; the error is the open-loop mean NRMSE on its
 validation recordings, from the toolkit's observer with the values found, so that only these differ. Test recordings are
 not scored. `--halves` also fits the first and the second halves of all training recordings, and says by how many half
@@ -46,13 +46,18 @@ from sim2real.calibration import identify
 from sim2real.calibration.check import simulate_episode
 from sim2real.episodes import Array
 from sim2real.preparation import Setup, prepare
-from sim2real.randomization import ParameterSet
+from sim2real.randomization import FunctionModel, ParameterSet
 from sim2real.recipe import load_recipe
 from sim2real.stages import choose_observer
 
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATED = ("arm", "arm_without_dead_zone", "arm_correlated")
-REAL = {"pendulum": "dfki_pendulum", "double_pendulum": "dfki_double_pendulum", "qube": "quanser_qube"}
+REAL = {
+    "pendulum": "dfki_pendulum",
+    "double_pendulum": "dfki_double_pendulum",
+    "qube": "quanser_qube",
+    "xl330": "xl330",
+}
 TOOLS = ("ours", "mujoco_sysid", "sbi")
 SCORES = ("seconds", "error", "error_median", "coverage90")
 
@@ -133,6 +138,9 @@ def measure_real(name: str, logs: Path, tools: dict[str, Tool], halves: bool) ->
         tools = {"ours": ours} | tools  # which finds what mujoco_sysid holds
     held: dict[str, float] = {}
     for t, run in tools.items():
+        if t == "mujoco_sysid" and isinstance(setup.plant.model, FunctionModel):
+            out["trouble"][t] = ["not applicable: no MJCF has friction that grows with the load"]
+            continue
         both[t] = problem = Problem(setup, prior, setup.recordings.train, False, held if t == "mujoco_sysid" else {})
         found = attempt(name, t, run, problem)
         out["trouble"][t] = [found if isinstance(found, str) else found.trouble]
