@@ -8,8 +8,8 @@ Simulated problems: truths drawn from the prior of recipes/two_link_arm.yaml, 60
 `arm_correlated` is that with noise correlated over 0.1 s. The error is |found - truth| / prior standard deviation, mean
 (and median) over truths and parameters; coverage90 is the share of truths inside the 90 % intervals that are finite.
 
-Real problems (`pendulum`, `double_pendulum`, `qube`, `xl330`), where the folder of the logs exists (by default ../shared/data,
-beside the checkout): fitted on the recipe's training recordings; the error is the open-loop mean NRMSE on its
+Real problems (`pendulum`, `double_pendulum`, `qube`, `xl330`), where the folder of the logs exists (by default
+../shared/data, beside the checkout): fitted on the recipe's training recordings; the error is the open-loop mean NRMSE on its
 validation recordings, from the toolkit's observer with the values found, so that only these differ. Test recordings are
 not scored. `--halves` also fits the first and the second halves of all training recordings, and says by how many half
 widths h of their 90 % intervals they disagree: the largest |difference| / sqrt(h1^2 + h2^2), finite intervals only.
