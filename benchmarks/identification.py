@@ -9,11 +9,11 @@ Simulated problems: truths drawn from the prior of recipes/two_link_arm.yaml, 60
 (and median) over truths and parameters; coverage90 is the share of truths inside the 90 % intervals that are finite.
 
 Real problems (`pendulum`, `double_pendulum`, `qube`, `xl330`), where the folder of the logs exists (by default
-../shared/data, beside the checkout): fitted on the recipe's training recordings; the error is the open-loop mean NRMSE on its
-validation recordings, from the toolkit's observer with the values found, so that only these differ. Test recordings are
-not scored. `--halves` also fits the first and the second halves of all training recordings, and says by how many half
-widths h of their 90 % intervals they disagree: the largest |difference| / sqrt(h1^2 + h2^2), finite intervals only.
-Above 2 or so these are too narrow.
+../shared/data, beside the checkout): fitted on the recipe's training recordings; the error is the open-loop mean NRMSE
+on its validation recordings, from the toolkit's observer with the values found, so that only these differ. Test
+recordings are not scored. `--halves` also fits the first and the second halves of all training recordings, and says by
+how many half widths h of their 90 % intervals they disagree: the largest |difference| / sqrt(h1^2 + h2^2), finite
+intervals only. Above 2 or so these are too narrow.
 
 - ours: `sim2real.calibration.identify` with the settings of the recipe, without its examination of what the posterior
   cannot know, which the peers do not make; simulated recordings in windows as long as motions can be told.
