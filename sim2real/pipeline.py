@@ -27,7 +27,7 @@ from sim2real.recipe import Recipe
 from sim2real.run_directory import RunDirectory, read_json, write_json
 from sim2real.world_model import EnsembleDynamics
 
-STAGES = ("identify", "observe", "pretrain", "finetune", "adapt", "evaluate", "control", "report")
+STAGES = ("identify", "observe", "pretrain", "finetune", "learn", "adapt", "evaluate", "control", "report")
 # Draws from the posterior that the recordings are replayed with, for the bands of the report.
 REPLAYED = 60
 # Windows of the replay are no longer than this [s], so that something can be seen in them.
@@ -209,6 +209,12 @@ class StagedRun:
         found.model.save(self.path / "model" / "finetuned")
         return {"accepted": found.accepted, "reason": found.reason, "crps": found.crps}
 
+    def learn(self) -> dict[str, Any]:
+        learned = stages.learn_stage(self.setup, self.posterior, self.watch.say)
+        for name, model in learned.items():
+            model.save(self.path / "model" / name)
+        return {"models": list(learned)}
+
     def adapt(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for shift in self.setup.recordings.shift:
@@ -237,7 +243,13 @@ class StagedRun:
         observation, covariance = self.observation()
         posterior = self.posterior
         compared = stages.predictors(
-            setup, posterior, self.model("pretrained"), self.model("finetuned"), observation, covariance
+            setup,
+            posterior,
+            self.model("pretrained"),
+            self.model("finetuned"),
+            {name: self.model(name) for name in self.result("learn")["models"]},
+            observation,
+            covariance,
         )
         adapted: dict[str, dict[str, Predictor]] = {}
         for shift in setup.recordings.shift:

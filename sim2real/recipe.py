@@ -119,6 +119,22 @@ class FinetuneSection(Section):
     rate: float = Field(default=0.001, gt=0)
 
 
+class LearnSection(Section):
+    """Models that learn from the recordings themselves, alone and beside simulations; see `fit_to_recordings`."""
+
+    timestep: float = Field(default=0.01, gt=0)
+    history: int = Field(default=6, ge=1)
+    lookback: int = Field(default=8, ge=1)
+    latents: int = Field(default=4, ge=0)
+    members: int = Field(default=5, ge=2)
+    hidden: tuple[int, ...] = (128, 128)
+    iterations: int = Field(default=3000, ge=1)
+    batch: int = Field(default=64, ge=1)
+    rate: float = Field(default=0.003, gt=0)
+    rehearse: bool = True
+    trust: float = Field(default=0.3, gt=0)
+
+
 class ControlSection(Section):
     """The controller, and how it is tried on the twin."""
 
@@ -161,6 +177,7 @@ class Recipe(Section):
     observer: ObserverSection = ObserverSection()
     model: ModelSection = ModelSection()
     finetune: FinetuneSection = FinetuneSection()
+    learn: LearnSection | None = None
     control: ControlSection
     sweep: SweepSection | None = None
 

@@ -200,6 +200,10 @@ def search_space(recipe: Recipe) -> dict[str, SearchRange]:
         head = key.partition(".")[0]
         if head in ("sweep", "name"):
             raise RecipeError(f"sweep.keys.{key}: no result depends on it")
+        if head == "learn":
+            raise RecipeError(
+                f"sweep.keys.{key}: no objective scores `learn:`; compare runs by metrics.json"
+            )
         value_of(recipe, key)
         if recipe.sweep.objective == "identify" and head in AFTER_IDENTIFICATION:
             raise RecipeError(

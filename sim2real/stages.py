@@ -27,12 +27,13 @@ from sim2real.calibration import (
 )
 from sim2real.combination import CombinedPredictor, recalibrate
 from sim2real.episodes import Array, Episode
-from sim2real.errors import NonFiniteError
+from sim2real.errors import LogError, NonFiniteError
 from sim2real.estimation import Observation
 from sim2real.evaluation import (
     EnsemblePredictor,
     Predictor,
     Questions,
+    RecordingPredictor,
     SimulatorPredictor,
     mean_scores,
     persistence,
@@ -43,7 +44,17 @@ from sim2real.prediction import Recalibration
 from sim2real.preparation import Setup, Shift
 from sim2real.randomization import ParameterSet
 from sim2real.run_directory import RunDirectory
-from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Excitation, Stretches, fit, from_episodes, simulate
+from sim2real.world_model import (
+    EnsembleConfig,
+    EnsembleDynamics,
+    Excitation,
+    Rehearsal,
+    Stretches,
+    fit,
+    fit_to_recordings,
+    from_episodes,
+    simulate,
+)
 
 Progress = Callable[[str], None]
 # Posterior draws that a simulator's predictive spread is made of.
@@ -241,6 +252,49 @@ def finetune_stage(
     )
 
 
+def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[str, EnsembleDynamics]:
+    """Learn models from the training recordings themselves: alone, and beside simulations; none without `learn:`.
+
+    Raises:
+        LogError: no training recording says what was asked for.
+    """
+    recipe = setup.recipe.learn
+    if recipe is None:
+        return {}
+    commanded = [e for e in setup.recordings.train if e.action_source == "commanded"]
+    if not commanded:
+        raise LogError("`learn:` needs training recordings of commanded actions; these have measured ones only")
+    config = EnsembleConfig(
+        wraps=setup.plant.model.wraps,
+        actions=setup.plant.actions,
+        timestep=recipe.timestep,
+        history=recipe.history,
+        members=recipe.members,
+        hidden=recipe.hidden,
+        lookback=recipe.lookback,
+        latents=recipe.latents,
+    )
+    kinds: dict[str, Rehearsal | None] = {"recordings_model": None}
+    if recipe.rehearse:
+        draws = posterior.sample(setup.rng("rehearsal"), recipe.members)
+        kinds["rehearsed_model"] = Rehearsal(setup.plant, draws, excitation(setup, setup.plant))
+    return {
+        name: fit_to_recordings(
+            EnsembleDynamics(config, setup.recipe.seed),
+            commanded,
+            setup.channels,
+            rehearsal=rehearsal,
+            trust=recipe.trust,
+            iterations=recipe.iterations,
+            batch=recipe.batch,
+            rate=recipe.rate,
+            seed=setup.recipe.seed,
+            progress=progress,
+        )
+        for name, rehearsal in kinds.items()
+    }
+
+
 def adapt_stage(setup: Setup, posterior: Posterior, shift: Shift, progress: Progress) -> Adaptation:
     """Find what changed about the robot from the first seconds of a recording."""
     return adapt(
@@ -259,23 +313,31 @@ def predictors(
     posterior: Posterior,
     pretrained: EnsembleDynamics,
     finetuned: EnsembleDynamics,
+    learned: Mapping[str, EnsembleDynamics],
     observation: Observation,
     covariance: Array,
 ) -> dict[str, Predictor]:
-    """Return the six predictors that every run compares; the last one combines the two that learned the most."""
+    """Return the predictors that a run compares.
+
+    The last one combines the identified simulator with the models that learned from the recordings themselves, or,
+    without these, with the fine-tuned one.
+    """
     nominal = {name: setup.plant.nominal()[name] for name in posterior.names}
     draws = posterior.sample(setup.rng("draws"), DRAWS)
     no_news = repeated(nominal, DRAWS)
     simulator = simulator_predictor(setup, posterior.values, draws, observation, covariance)
     training = [Questions.of(e, setup.channels) for e in setup.recordings.train]
     model = model_predictor(setup, finetuned, posterior.values, observation)
+    of_recordings: dict[str, Predictor] = {n: RecordingPredictor(m, setup.channels) for n, m in learned.items()}
+    together = [simulator, *(of_recordings.values() or [model])]
     return {
         "persistence": persistence,
         "nominal_simulator": simulator_predictor(setup, nominal, no_news, observation, covariance),
         "identified_simulator": simulator,
         "pretrained_model": model_predictor(setup, pretrained, posterior.values, observation),
         "finetuned_model": model,
-        "combined": CombinedPredictor.fit([simulator, model], validation(setup), training),
+        **of_recordings,
+        "combined": CombinedPredictor.fit(together, validation(setup), training),
     }
 
 

@@ -104,6 +104,8 @@ LOOKS = {
     "identified_simulator": Look("identified simulator", "#0072b2", "circle"),
     "pretrained_model": Look("pre-trained model", "#56b4e9", "triangle-up"),
     "finetuned_model": Look("fine-tuned model", "#009e73", "diamond"),
+    "recordings_model": Look("model of the logs", "#f0e442", "triangle-down"),
+    "rehearsed_model": Look("rehearsed model", "#8b5a2b", "cross"),
     "combined": Look("simulator and model", "#222222", "hexagon"),
     "adapted_simulator": Look("adapted simulator", "#cc79a7", "star"),
     "adapted_model": Look("adapted model", "#e69f00", "pentagon"),

@@ -26,6 +26,7 @@ SMALL = [
     "observer.bandwidths=[45]",
     "model={stretches: 20, iterations: 60, members: 3, hidden: [16], steps: 10}",
     "finetune={iterations: 5, steps: 5}",
+    "learn={timestep: 0.02, iterations: 12, members: 2, hidden: [8], batch: 8, latents: 1}",
     "control={limit: 3.0, seconds: 0.4, starts: 2, candidates: 20}",
 ]
 
@@ -90,6 +91,8 @@ def test_run_writes_everything(finished: tuple[Path, str]) -> None:
         "posterior/posterior.json",
         "posterior/samples.safetensors",
         "model/finetuned/config.json",
+        "model/recordings_model/config.json",
+        "model/rehearsed_model/config.json",
     )
     for name in artifacts:
         assert (run / name).is_file(), name
@@ -106,6 +109,8 @@ def test_metrics_hold_what_they_promise(finished: tuple[Path, str]) -> None:
         "identified_simulator",
         "pretrained_model",
         "finetuned_model",
+        "recordings_model",
+        "rehearsed_model",
         "combined",
     }
     assert set(rows) == predictors
@@ -137,7 +142,7 @@ def test_finished_run_is_not_repeated(finished: tuple[Path, str]) -> None:
 @pytest.mark.parametrize("stage", ["pretrain", "control"])
 def test_kill_and_go_on(stage: str, finished: tuple[Path, str], tmp_path: Path) -> None:
     """Kill -9 while a stage is at work, run again: the same metrics as without the kill."""
-    order = ["identify", "observe", "pretrain", "finetune", "adapt", "evaluate", "control"]
+    order = ["identify", "observe", "pretrain", "finetune", "learn", "adapt", "evaluate", "control"]
     previous = order[order.index(stage) - 1]
     command = [sys.executable, "-m", "sim2real.cli", "run", str(PENDULUM), *SMALL]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

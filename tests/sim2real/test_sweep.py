@@ -154,6 +154,7 @@ def test_a_key_of_a_later_stage_can_be_swept_where_that_stage_is_scored() -> Non
     ("key", "text", "message"),
     [
         ("seed", "int(0, 3)", "seed: 3 changes the validation recordings"),
+        ("learn.timestep", "choice(0.01, 0.02)", "no objective scores"),
         ("control.limit", "choice(2.0, 3.0)", "limit: 2.0 changes the validation recordings"),
         (DELAY, "choice(=U(0, 0.08), =V(0, 0.08))", f"{DELAY}: no distribution named 'V'"),
     ],
