@@ -106,7 +106,7 @@ LOOKS = {
     "finetuned_model": Look("fine-tuned model", "#009e73", "diamond"),
     "recordings_model": Look("model of the logs", "#f0e442", "triangle-down"),
     "rehearsed_model": Look("rehearsed model", "#8b5a2b", "cross"),
-    "combined": Look("simulator and model", "#222222", "hexagon"),
+    "combined": Look("combined", "#222222", "hexagon"),
     "adapted_simulator": Look("adapted simulator", "#cc79a7", "star"),
     "adapted_model": Look("adapted model", "#e69f00", "pentagon"),
     # a controller has the colour of what it plans with

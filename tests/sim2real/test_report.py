@@ -3,7 +3,9 @@
 import copy
 import json
 import math
+import re
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from sim2real.calibration import Posterior
 from sim2real.errors import ModelError
 from sim2real.randomization import ParameterSet
 from sim2real.report import closed_loop, findings, page, write_report
-from sim2real.report.notation import change, digits, few, figure_text, listed, percent, trimmed
+from sim2real.report.notation import LOOKS, change, digits, few, figure_text, listed, look, percent, trimmed
 from sim2real.report.parameter_table import parameter_rows, prior_range
 from sim2real.report.summary import by_cost, key_figures, moved, nrmse, pooled_rmse, recovered, worst_coverage
 
@@ -376,6 +378,12 @@ def test_every_figure_names_its_axes_and_has_a_place(metrics: dict[str, Any], tm
             title = figure["layout"][axis]["title"]["text"]
             assert title.endswith("]") or title.startswith(NAMED), title
         assert figure["layout"]["showlegend"] is False
+
+
+def test_every_marker_is_drawn_in_the_legend() -> None:
+    template = resources.files("sim2real.report").joinpath("macros.html").read_text()
+    drawn = set(re.findall(r'symbol == "([a-z-]+)"', template)) | {"x"}
+    assert {one.symbol for one in LOOKS.values()} | {look("some new predictor").symbol} <= drawn
 
 
 @pytest.mark.usefixtures("light")
