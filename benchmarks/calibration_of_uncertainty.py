@@ -17,7 +17,7 @@ as well, for its few parameters do not remember them. The rows:
 - `simulator`: identified, from the model-based observer, with posterior draws.
 - `logs alone`: `fit_to_recordings`, the same settings for every robot.
 - `rehearsed`: the same beside simulations, each member on its own posterior draw.
-- `combined`: the last three by `CombinedPredictor`; without a robot file, `logs alone` recalibrated.
+- `combined`: the last three and `keeps its speed` by `CombinedPredictor`; without a robot file, what there is of them.
 
 Of each horizon (1, 5, 10 and 20 steps of the model, 0.1, 0.2, 0.5 and 1 s): RMSE [rad], NRMSE, CRPS [rad], coverage of
 the 90 % intervals, and that of the worst joint. Of the horizons in seconds together: mean NRMSE, the coverage with its
@@ -50,6 +50,7 @@ from sim2real.combination import CombinedPredictor
 from sim2real.episodes import Array
 from sim2real.evaluation import (
     HORIZONS,
+    ConstantVelocity,
     Predictor,
     Questions,
     RecordingPredictor,
@@ -63,7 +64,6 @@ from sim2real.preparation import Setup
 from sim2real.stages import choose_observer, excitation, simulator_predictor
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Rehearsal, fit_to_recordings
 from sim2real.world_model.scores import block_interval, detection, inside
-from sim2real.world_model.windows import causal_states
 
 LEARNED = ("simulator", "logs alone", "rehearsed")
 # More recordings than this are scored as if they were one.
@@ -126,12 +126,7 @@ def guesses(
 ) -> dict[str, Predictor]:
     """Return what models are measured against."""
     train, held = robot.commanded, robot.recordings.validation
-    estimator, d = KalmanFilter.fit(train, robot.channels), len(robot.channels)
     shape = (robot.channels, robot.wraps, robot.dt)
-
-    def keeps(q: Questions) -> Prediction:
-        states = causal_states(estimator, q.episode, robot.channels)[q.starts]
-        return certain(q.now[:, None] + q.offsets[..., None] * states[:, None, d:], q)
 
     def error(one: Linear) -> float:
         return float(np.mean([np.mean((one(q) - q.truth) ** 2) for q in asked]))
@@ -139,7 +134,7 @@ def guesses(
     best = min((Linear(*shape).fit(train, 10.0**p) for p in range(-8, 0)), key=error)
     out: dict[str, Predictor] = {
         "nothing moves": persistence,
-        "keeps its speed": keeps,
+        "keeps its speed": ConstantVelocity(KalmanFilter.fit(train, robot.channels), robot.channels),
         "linear": lambda q: certain(best(q), q),
     }
     updates = 200 if quick else 5000
@@ -193,7 +188,9 @@ def measure(robot: Robot, transitions: int, seed: int, options: argparse.Namespa
     if options.test:
         changed = [e for shift in recordings.shift for e in shift.recordings]
         splits |= {"test": robot.questions(recordings.test), "shift": robot.questions(changed)}
-    together = {name: [p] for name, p in (rows | models).items()} | {"combined": list(models.values())}
+    together = {name: [p] for name, p in (rows | models).items()} | {
+        "combined": [*models.values(), rows["keeps its speed"]]
+    }
     out: dict[str, Any] = {split: {} for split, asked in splits.items() if asked}
     for name, predictors in together.items():
         fit = partial(CombinedPredictor.fit, predictors, trained_on=train)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError
 from sim2real.estimation import Estimate, Observation
+from sim2real.kalman import KalmanFilter
 from sim2real.plant import Plant, Values
 from sim2real.prediction import Prediction
 from sim2real.windows import at_offsets, cut_windows, joint_positions
@@ -21,6 +22,7 @@ from sim2real.world_model.dataset import step_commands
 from sim2real.world_model.ensemble import EnsembleDynamics
 from sim2real.world_model.recorded import estimates
 from sim2real.world_model.scores import block_interval, calibration, inside
+from sim2real.world_model.windows import causal_states
 
 HORIZONS = (0.1, 0.2, 0.5, 1.0)
 Scores = dict[str, Any]
@@ -107,6 +109,28 @@ def persistence(questions: Questions) -> Prediction:
     """Predict that nothing moves."""
     mean = torch.as_tensor(np.repeat(questions.now[:, None], len(questions.horizons), 1))
     return Prediction(mean, torch.zeros_like(mean), torch.zeros_like(mean), questions.horizon)
+
+
+@dataclass(frozen=True)
+class ConstantVelocity:
+    """Predicts that every joint keeps its velocity, as a Kalman filter estimates it; says nothing of its errors.
+
+    Recalibrated, it is what a model of recordings falls back on where nothing was recorded: a part of a
+    `CombinedPredictor`.
+
+    Attributes:
+        estimator: of positions and velocities, fitted to recordings.
+        channels: the observations that are joint positions.
+    """
+
+    estimator: KalmanFilter
+    channels: Sequence[str]
+
+    def __call__(self, questions: Questions) -> Prediction:
+        states = causal_states(self.estimator, questions.episode, self.channels)[questions.starts]
+        velocity = states[:, None, len(self.channels) :]
+        mean = torch.as_tensor(questions.now[:, None] + questions.offsets[..., None] * velocity)
+        return Prediction(mean, torch.zeros_like(mean), torch.zeros_like(mean), questions.horizon)
 
 
 @dataclass(frozen=True)

@@ -201,9 +201,7 @@ def search_space(recipe: Recipe) -> dict[str, SearchRange]:
         if head in ("sweep", "name"):
             raise RecipeError(f"sweep.keys.{key}: no result depends on it")
         if head == "learn":
-            raise RecipeError(
-                f"sweep.keys.{key}: no objective scores `learn:`; compare runs by metrics.json"
-            )
+            raise RecipeError(f"sweep.keys.{key}: no objective scores `learn:`; compare runs by metrics.json")
         value_of(recipe, key)
         if recipe.sweep.objective == "identify" and head in AFTER_IDENTIFICATION:
             raise RecipeError(

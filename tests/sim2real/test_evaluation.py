@@ -19,6 +19,7 @@ from sim2real.errors import LogError
 from sim2real.estimation import Observation
 from sim2real.evaluation import (
     HORIZONS,
+    ConstantVelocity,
     EnsemblePredictor,
     Questions,
     SimulatorPredictor,
@@ -28,6 +29,7 @@ from sim2real.evaluation import (
     score,
     start_covariance,
 )
+from sim2real.kalman import KalmanFilter
 from sim2real.plant import Plant
 from sim2real.prediction import Prediction
 from sim2real.randomization import RobotModel
@@ -188,6 +190,21 @@ def test_persistence_scores_about_one() -> None:
     assert mean_scores([found | {"windows": 3}, {"windows": 1, "mean_nrmse": 0.0}], "mean_nrmse") == pytest.approx(
         0.75 * found["mean_nrmse"]
     )
+
+
+def test_constant_velocity_is_exact_where_nothing_accelerates_and_causal() -> None:
+    t = 0.01 * np.arange(301)
+    q = np.stack([0.3 + 1.5 * t, -0.7 * t], 1)
+    log = Episode(
+        "ramp", t, q, t[:-1], np.zeros((300, 1)), "commanded", Channels((("a", "rad"), ("b", "rad")), (("u", "N·m"),))
+    )
+    predictor = ConstantVelocity(KalmanFilter([10.0, 10.0], [1e-4, 1e-4]), ["a", "b"])
+    # the filter starts at rest
+    asked = Questions.of(log, ["a", "b"], after=1.0, horizons=(0.05, 1.0))
+    found = predictor(asked)
+    np.testing.assert_allclose(found.mean, asked.truth, atol=1e-3)
+    assert found.variance.abs().max() == 0.0
+    np.testing.assert_allclose(found.horizon, [0.05, 1.0])
 
 
 def test_interpolation_is_exact_for_cubics() -> None:
