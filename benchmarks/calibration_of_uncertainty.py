@@ -86,8 +86,8 @@ def timed(seconds: dict[str, float], name: str, work: Callable[[], Predictor]) -
     return found
 
 
-def identified(setup: Setup, seed: int) -> tuple[Predictor, Rehearsal]:
-    """Identify a simulator; return it, and what a model can rehearse with it."""
+def identified(setup: Setup, seed: int, members: int) -> tuple[Predictor, Rehearsal]:
+    """Identify a simulator; return it, and what a model of so many members can rehearse with it."""
     rng, channels = setup.rng(f"identify {seed}"), setup.channels
     settings = setup.recipe.identify.model_dump()
     settings["window"] = min(float(settings["window"]), 0.5 * max(e.duration for e in setup.recordings.train))
@@ -97,7 +97,6 @@ def identified(setup: Setup, seed: int) -> tuple[Predictor, Rehearsal]:
     observer = choose_observer(setup, found.values)[0]
     covariance = start_covariance(setup.plant, found.values, observer, setup.recordings.validation, channels)
     simulator = simulator_predictor(setup, found.values, found.sample(rng, 16), observer, covariance)
-    members = EnsembleConfig((), 0, 0.0).members
     return simulator, Rehearsal(setup.plant, found.sample(rng, members), excitation(setup, setup.plant))
 
 
@@ -114,7 +113,7 @@ def learned(robot: Robot, seed: int, quick: bool, seconds: dict[str, float]) -> 
     out: dict[str, Predictor] = {}
     if robot.setup is not None:
         clock = time.perf_counter()
-        out["simulator"], rehearsal = identified(robot.setup, seed)
+        out["simulator"], rehearsal = identified(robot.setup, seed, config.members)
         seconds["simulator"] = time.perf_counter() - clock
         out["rehearsed"] = timed(seconds, "rehearsed", partial(network, rehearsal))
     out["logs alone"] = timed(seconds, "logs alone", partial(network, None))
