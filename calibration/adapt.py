@@ -18,6 +18,8 @@ from sim2real.randomization import ParameterSet
 WORTHWHILE = 0.2
 # What is said to have moved where it takes all parameters; and the seconds a parameter that are needed to say so.
 ALL, ENOUGH = "all", 0.75
+# Standard deviations, of both posteriors together, from which on a parameter has left its old posterior.
+SURELY = 3.0
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,27 @@ class Adaptation:
                 )
         single = min((e, n) for n, e in self.errors.items() if n not in ("", ALL))
         listed = "; ".join(text for _, text in sorted(told, reverse=True)) or "none surely by itself"
-        return (
-            f"Several parameters moved, with 90 % intervals: {listed}. All together take the replay error from "
-            f"{self.errors['']:.2g} to {self.errors[ALL]:.2g}; the best alone, {single[1]}, leaves {single[0]:.2g}."
+        told_first = f"Several parameters moved, with 90 % intervals: {listed}. "
+        if not _worthwhile(self.errors, ALL, ""):
+            return told_first + "The new logs moved them although the old posterior held them."
+        return told_first + (
+            f"All together take the replay error from {self.errors['']:.2g} to {self.errors[ALL]:.2g}; the best alone, "
+            f"{single[1]}, leaves {single[0]:.2g}."
         )
 
     def to_json(self) -> dict[str, Any]:
         return {"moved": self.moved, "was": self.was, "errors": self.errors, "sentence": self.sentence()}
+
+
+def _worthwhile(errors: Mapping[str, float], freed: str, than: str) -> bool:
+    """Whether freeing something was tried, and takes away enough of the error that something else leaves."""
+    return freed in errors and errors[freed] < (1 - WORTHWHILE) * errors[than]
+
+
+def _left(old: Posterior, new: Posterior) -> bool:
+    """Whether a parameter is further from its old posterior than that and the new one allow for."""
+    spread = np.sqrt(np.diag(old.covariance) + np.diag(new.covariance))
+    return bool((np.abs(new.best - old.best) > SURELY * np.maximum(spread, 1e-300)).any())
 
 
 class _Freed(ParameterSet):
@@ -119,7 +135,8 @@ def adapt(
 
     Each parameter in turn is given its prior back while the others keep what is known of them; the one that explains
     the logs best is the one that moved. One cause for one change: a few seconds cannot tell more. Where there are more
-    seconds than three quarters of the number of parameters, all of them are freed as well, from their old values.
+    seconds than three quarters of the number of parameters, all of them are freed as well, from their old values. The
+    old posterior holds the others softly: logs that say much move them all the same, and that is told as well.
 
     Args:
         plant: the model.
@@ -161,15 +178,17 @@ def adapt(
         progress(f"if only {name} moved: error {found[name].evidence['mean_absolute_error']:.2g}")
     errors = {name: float(p.evidence["mean_absolute_error"]) for name, p in found.items()}
     best = min(errors, key=lambda name: errors[name])
-    if errors[best] > (1 - WORTHWHILE) * errors[""]:
+    if not _worthwhile(errors, best, ""):
         best = ""
     if sum(e.duration for e in episodes) > ENOUGH * len(free) > ENOUGH:
         found[ALL] = fitted(_Freed(known, free), rounds=4)
         errors[ALL] = float(found[ALL].evidence["mean_absolute_error"])
         progress(f"if all parameters moved: error {errors[ALL]:.2g}")
-        if errors[ALL] < (1 - WORTHWHILE) * errors[best]:
+        if _worthwhile(errors, ALL, best):
             best = ALL
-    chosen = found[best]
+    if not best and _left(known, found[""]):
+        best = ALL
+    chosen = found.get(best, found[""])
     values, samples = posterior.best.copy(), chosen.samples
     if not commanded:
         samples = np.stack(list(posterior.sample(rng, len(samples)).values()), 1)

@@ -81,6 +81,27 @@ def test_an_unchanged_robot_changes_nothing(plant: Plant, posterior: Posterior) 
     assert found.sentence().startswith("No parameter moved")
 
 
+def test_what_left_a_posterior_that_gave_way_is_told(plant: Plant, posterior: Posterior) -> None:
+    # so vague a posterior does not hold parameters against two seconds of logs: nothing has to be freed
+    vague = Posterior(
+        posterior.prior, posterior.best, posterior.best + 5 * (posterior.samples - posterior.best), posterior.noise
+    )
+    changed = {MASS: 0.75, DAMPING: 0.1, DELAY: 0.02}
+    found = adapt(
+        plant, vague, [two_seconds(plant, changed, seed=0)], channels=["position"], rng=np.random.default_rng(1)
+    )
+    assert found.moved == "all"
+    for name in (MASS, DAMPING):
+        low, high = found.posterior.interval(name)
+        assert low <= changed[name] <= high
+    told = found.sentence()
+    assert told.startswith("Several parameters moved")
+    assert f"{MASS} from 0.6 to 0.75" in told
+    assert f"{DAMPING} from 0.04 to 0.1" in told
+    assert DELAY not in told
+    json.dumps(found.to_json())
+
+
 def test_measured_actions_cannot_move_the_execution(plant: Plant, posterior: Posterior) -> None:
     heavy = TRUTH | {MASS: 2 * TRUTH[MASS]}
     efforts = two_seconds(plant.without_chain(), {n: heavy[n] for n in (MASS, DAMPING)}, 3)
