@@ -26,7 +26,8 @@ class CombinedPredictor:
 
     A simulator knows what physics says where nothing was recorded; a model of recordings knows what the simulator
     lacks, where much was. Each is recalibrated first, horizon by horizon and joint by joint, so that their
-    variances can be compared window by window.
+    variances can be compared window by window. Where a model of recordings contradicts the simulator by more than both
+    allow for, the simulator counts more: it has few parameters, and extrapolates.
 
     Attributes:
         parts: each predictor, its recalibration on held-out recordings, which weighs it, and the one that says how sure
@@ -65,7 +66,9 @@ class CombinedPredictor:
 
     def __call__(self, questions: Questions) -> Prediction:
         answers = [(predictor(questions), weighs, says) for predictor, weighs, says in self.parts]
+        simulators = [k for k, (predictor, _, _) in enumerate(self.parts) if isinstance(predictor, SimulatorPredictor)]
         return Prediction.combined(
             [says.apply(answer) for answer, _, says in answers],
             precise=[weighs.apply(answer) for answer, weighs, _ in answers],
+            reference=simulators[0] if simulators else None,
         )

@@ -51,7 +51,12 @@ class Prediction:
         return cls(mean, aleatoric, epistemic, predictions[0].horizon)
 
     @classmethod
-    def combined(cls, predictions: Sequence[Prediction], precise: Sequence[Prediction] | None = None) -> Prediction:
+    def combined(
+        cls,
+        predictions: Sequence[Prediction],
+        precise: Sequence[Prediction] | None = None,
+        reference: int | None = None,
+    ) -> Prediction:
         """Combine what several predictors say of the same, each weighted by the square of its precision.
 
         Weights add up to one. Precisions are the best weights of independent errors (Bates & Granger 1969); errors of
@@ -62,6 +67,9 @@ class Prediction:
             predictions: recalibrated, or their variances cannot be compared.
             precise: the same, recalibrated for comparison, where another recalibration says how sure they are in the
                 end; the predictions themselves if not given.
+            reference: number of the one whose errors do not grow where nothing was recorded. The others count less the
+                further they are from it, by the weight of a Cauchy error: more standard deviations of their difference
+                than there can be are no news, but a sign that one is out of its depth.
 
         Raises:
             NonFiniteError: one is not finite.
@@ -72,7 +80,11 @@ class Prediction:
             torch.stack([getattr(p, part).double() for p in predictions]) for part in ("mean", "aleatoric", "epistemic")
         )
         compared = torch.stack([one.variance.double() for one in precise or predictions])
-        weight = compared.clamp_min(1e-24).pow(-2)
+        compared = compared.clamp_min(1e-24)
+        weight = compared.pow(-2)
+        if reference is not None:
+            apart = (mean - mean[reference]) ** 2 / (compared + compared[reference])
+            weight = weight / (1 + apart)
         weight = weight / weight.sum(0)
         pooled = (weight * mean).sum(0)
         epistemic = epistemic + (mean - pooled) ** 2

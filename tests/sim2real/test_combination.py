@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,35 @@ def test_weights_are_squares_of_precisions_and_disagreement_is_epistemic() -> No
     assert float(found.aleatoric[0, 0, 0]) == pytest.approx(0.5 * (0.8 * 0.1 + 0.2 * 0.2))
     disagreement = 0.8 * 0.2**2 + 0.2 * 0.8**2
     assert float(found.epistemic[0, 0, 0]) == pytest.approx(0.5 * (0.8 * 0.1 + 0.2 * 0.2) + disagreement)
+
+
+def test_who_contradicts_the_reference_by_too_much_counts_less() -> None:
+    near, far = (Prediction.combined([saying(0.0, 0.1), saying(m, 0.2)], reference=0) for m in (1.0, 100.0))
+    # 1 / 0.1² beside 1 / 0.2² / (1 + 1² / (0.1 + 0.2))
+    doubted = 25 / (1 + 1 / 0.3)
+    assert float(near.mean[0, 0, 0]) == pytest.approx(doubted / (100 + doubted))
+    assert float(far.mean[0, 0, 0]) == pytest.approx(0.0, abs=1e-3 * 100)
+    agreed = [Prediction.combined([saying(1.0, 0.1), saying(1.0, 0.2)], reference=r) for r in (None, 0, 1)]
+    assert torch.equal(agreed[0].variance, agreed[1].variance)
+    assert torch.equal(agreed[0].variance, agreed[2].variance)
+
+
+def test_the_simulator_is_the_reference() -> None:
+    plant = Plant(RobotModel("pendulum"), timestep=0.01, threads=1)
+    values = {"dynamics.payload.mass": 0.5}
+    simulator = SimulatorPredictor(plant, values, {}, np.zeros((2, 2)), Observation(0.1, 50.0), ["position"])
+    asked = Questions.of(recording("asked", 1), ["position"])
+    truth = simulator(asked).mean.numpy()
+    known = [replace(asked, truth=truth + 0.1 * np.random.default_rng(0).normal(size=truth.shape))]
+
+    def stray(questions: Questions) -> Prediction:
+        mean = simulator(questions).mean + away
+        return Prediction(mean, torch.zeros_like(mean), torch.zeros_like(mean), questions.horizon)
+
+    away = 0.0
+    both = CombinedPredictor.fit([stray, simulator], known)
+    away = 10.0
+    assert (both(asked).mean - simulator(asked).mean).abs().max() < 0.1
 
 
 def test_who_knows_nothing_does_not_matter_and_who_is_certain_decides() -> None:
