@@ -73,10 +73,10 @@ class Adaptation:
                 )
         single = min((e, n) for n, e in self.errors.items() if n not in ("", ALL))
         listed = "; ".join(text for _, text in sorted(told, reverse=True)) or "none surely by itself"
-        told_first = f"Several parameters moved, with 90 % intervals: {listed}. "
+        beginning = f"Several parameters moved, with 90 % intervals: {listed}. "
         if not _worthwhile(self.errors, ALL, ""):
-            return told_first + "The new logs moved them although the old posterior held them."
-        return told_first + (
+            return beginning + "The new logs moved them although the old posterior held them."
+        return beginning + (
             f"All together take the replay error from {self.errors['']:.2g} to {self.errors[ALL]:.2g}; the best alone, "
             f"{single[1]}, leaves {single[0]:.2g}."
         )

@@ -189,6 +189,17 @@ class Recipe(Section):
             raise ValueError("`split:` needs `logs:` (a folder of recordings) and `log_schema:` (what its columns are)")
         return self
 
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Recipe:
+        if self.learn is not None and self.learn.rehearse:
+            substeps = self.learn.timestep / self.timestep
+            if abs(substeps - round(substeps)) > 1e-6 * substeps:
+                raise ValueError(
+                    f"learn.timestep has to be a whole number of the simulator's steps of {self.timestep:g} s to be "
+                    f"rehearsed with, found {self.learn.timestep:g} s; or set learn.rehearse: false"
+                )
+        return self
+
     def digest(self) -> str:
         """Return a short fingerprint of everything that the results depend on."""
         text = json.dumps(self.model_dump(mode="json", exclude={"sweep"}), sort_keys=True)

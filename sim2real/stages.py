@@ -274,6 +274,10 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
         lookback=recipe.lookback,
         latents=recipe.latents,
     )
+
+    def say(name: str, line: str) -> None:
+        progress(f"{name.replace('_', ' ')}: {line}")
+
     kinds: dict[str, Rehearsal | None] = {"recordings_model": None}
     if recipe.rehearse:
         draws = posterior.sample(setup.rng("rehearsal"), recipe.members)
@@ -289,7 +293,7 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
             batch=recipe.batch,
             rate=recipe.rate,
             seed=setup.recipe.seed,
-            progress=progress,
+            progress=partial(say, name),
         )
         for name, rehearsal in kinds.items()
     }

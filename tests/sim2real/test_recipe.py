@@ -99,6 +99,10 @@ def test_unknown_keys_in_a_list_come_with_the_nearest() -> None:
         ("=1", "an override is section.key=value, found '=1'"),
         ("seed=[1", r"seed: cannot read the value '\[1' as YAML"),
         ("sweep.objective=fast", "sweep.objective: .*found 'fast'"),
+        (
+            "learn.timestep=0.0125",
+            "learn.timestep has to be a whole number of .* 0.001 s .*found 0.0125 s; .*rehearse: fal",
+        ),
     ],
 )
 def test_wrong_overrides_say_what_was_found(tmp_path: Path, override: str, said: str) -> None:
@@ -145,6 +149,13 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
 def test_there_is_exactly_one_source(document: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         parse_recipe(document, "here")
+
+
+def test_models_that_rehearse_nothing_need_no_whole_steps() -> None:
+    assert parse_recipe({**TWIN, "learn": {"timestep": 0.0125, "rehearse": False}}, "here").learn is not None
+    learned = parse_recipe({**TWIN, "learn": {"timestep": 0.012}}, "here").learn
+    assert learned is not None
+    assert learned.rehearse
 
 
 # overrides
