@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sim2real import __version__, controllers, stages
+from sim2real import __version__, comparison, controllers, stages
 from sim2real.calibration import Adaptation, Posterior, diagnose
 from sim2real.calibration.export import to_mjcf, to_yaml
 from sim2real.errors import NonFiniteError, ParameterError, RecipeError, RobotError, did_you_mean
@@ -242,7 +242,7 @@ class StagedRun:
         setup = self.setup
         observation, covariance = self.observation()
         posterior = self.posterior
-        compared = stages.predictors(
+        compared = comparison.predictors(
             setup,
             posterior,
             self.model("pretrained"),
@@ -254,13 +254,16 @@ class StagedRun:
         adapted: dict[str, dict[str, Predictor]] = {}
         for shift in setup.recordings.shift:
             now = Posterior.load(self.path / "posterior" / "adapted" / shift.name)
-            draws = now.sample(setup.rng("draws"), stages.DRAWS)
+            draws = now.sample(setup.rng("draws"), comparison.DRAWS)
             simulator = stages.simulator_predictor(setup, now.values, draws, observation, covariance)
             model = stages.model_predictor(setup, self.model(f"adapted/{shift.name}"), now.values, observation)
             for episode in shift.recordings:
                 adapted[episode.name] = {"adapted_simulator": simulator, "adapted_model": model}
-        scores = stages.evaluate_stage(setup, compared, adapted, self.watch.say)
-        return {"scores": scores, "attribution": stages.attribute(setup, posterior.values, observation, self.watch.say)}
+        scores = comparison.evaluate_stage(setup, compared, adapted, self.watch.say)
+        return {
+            "scores": scores,
+            "attribution": comparison.attribute(setup, posterior.values, observation, self.watch.say),
+        }
 
     def control(self) -> dict[str, Any]:
         setup = self.setup
