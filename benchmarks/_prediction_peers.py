@@ -6,6 +6,7 @@ freely (the others as they are), and predict the next change of position; rolled
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,7 +32,7 @@ def spread(x: Array) -> Array:
     return np.where(found <= 1e-9 * np.abs(x.mean(0)), np.inf, found)
 
 
-class Autoregression:
+class Autoregression(ABC):
     """The inputs and the rollout that the three share.
 
     Args:
@@ -60,9 +61,9 @@ class Autoregression:
         seen = angles(torch.as_tensor(q[:, -1]), self.wraps).numpy()
         return np.concatenate([changes, seen, u.reshape(len(u), -1)], 1)
 
+    @abstractmethod
     def change(self, x: Array, trajectory: int) -> Array:
         """Return the next change of position (N, D) of inputs (N, F) along one of the sampled trajectories."""
-        raise NotImplementedError
 
     def paths(self, asked: Questions, trajectories: int) -> Array:
         """Return positions when asked for, (S, W, H, D)."""
@@ -171,7 +172,7 @@ class PlainEnsemble(Autoregression):
     def __call__(self, asked: Questions) -> Prediction:
         found = self.paths(asked, MEMBERS * TRAJECTORIES)
         found = torch.as_tensor(found.reshape(MEMBERS, TRAJECTORIES, *found.shape[1:]))
-        return Prediction.from_members(found.mean(1), found.var(1), torch.tensor(asked.horizons, dtype=torch.float64))
+        return Prediction.from_members(found.mean(1), found.var(1), asked.horizon)
 
 
 class Mbrl(PlainEnsemble):

@@ -67,7 +67,7 @@ class Robot:
     @property
     def commanded(self) -> list[Episode]:
         """Return the training recordings that say what was asked for, or all of them where none does."""
-        return [e for e in self.recordings.train if e.action_source == "commanded"] or self.recordings.train
+        return self.recordings.commanded or self.recordings.train
 
     def questions(self, episodes: Sequence[Episode]) -> list[Questions]:
         """Return what recordings ask, as far as they are long enough to ask."""

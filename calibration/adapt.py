@@ -71,11 +71,11 @@ class Adaptation:
                 told.append(
                     (sure, f"{name} from {was:.3g} to {now:.3g} {unit}".rstrip() + f" ({low:.3g} to {high:.3g})")
                 )
-        single = min((e, n) for n, e in self.errors.items() if n not in ("", ALL))
         listed = "; ".join(text for _, text in sorted(told, reverse=True)) or "none surely by itself"
         beginning = f"Several parameters moved, with 90 % intervals: {listed}. "
         if not _worthwhile(self.errors, ALL, ""):
             return beginning + "The new logs moved them although the old posterior held them."
+        single = min((e, n) for n, e in self.errors.items() if n not in ("", ALL))
         return beginning + (
             f"All together take the replay error from {self.errors['']:.2g} to {self.errors[ALL]:.2g}; the best alone, "
             f"{single[1]}, leaves {single[0]:.2g}."

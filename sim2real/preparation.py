@@ -41,6 +41,11 @@ class Recordings:
     test: list[Episode]
     shift: list[Shift]
 
+    @property
+    def commanded(self) -> list[Episode]:
+        """Return the training recordings that say what was asked for: only they tell of the execution."""
+        return [e for e in self.train if e.action_source == "commanded"]
+
     def fingerprint(self) -> str:
         """Return a digest of every number in the recordings."""
         changed = [e for s in self.shift for e in (s.adapt_to, *s.recordings)]

@@ -222,9 +222,8 @@ def finetune_stage(
 ) -> FinetuneResult:
     """Fine-tune the dynamics on the training recordings; the validation recordings decide whether it stays."""
     recipe, config = setup.recipe.finetune, model.config
-    commanded = [e for e in setup.recordings.train if e.action_source == "commanded"]
     real = from_episodes(
-        commanded, setup.channels, steps=recipe.steps, history=config.history, timestep=config.timestep
+        setup.recordings.commanded, setup.channels, steps=recipe.steps, history=config.history, timestep=config.timestep
     )
     draws = posterior.sample(setup.rng("replay"), config.members)
     replay = simulated_stretches(setup, setup.plant, draws, "replay") if recipe.replay_weight > 0 else None
@@ -252,7 +251,7 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
     recipe = setup.recipe.learn
     if recipe is None:
         return {}
-    commanded = [e for e in setup.recordings.train if e.action_source == "commanded"]
+    commanded = setup.recordings.commanded
     if not commanded:
         raise LogError("`learn:` needs training recordings of commanded actions; these have measured ones only")
     config = EnsembleConfig(
