@@ -69,6 +69,11 @@ class Robot:
         """Return the training recordings that say what was asked for, or all of them where none does."""
         return self.recordings.commanded or self.recordings.train
 
+    @property
+    def changed(self) -> list[Episode]:
+        """Return the recordings of the robot after something changed."""
+        return [e for shift in self.recordings.shift for e in shift.recordings]
+
     def questions(self, episodes: Sequence[Episode]) -> list[Questions]:
         """Return what recordings ask, as far as they are long enough to ask."""
         horizons = sorted({round(k * self.dt, 6) for k in STEPS} | set(HORIZONS))

@@ -24,7 +24,8 @@ the 90 % intervals, and that of the worst joint. Of the horizons in seconds toge
 90 % interval over seconds, and how well the epistemic part of the uncertainty ranks windows by error
 (`scores.detection`: AUROC of the largest twentieth; errors relative to how far joints get).
 
-What is done stays in the folder: killed, the script goes on where it was.
+What was answered stays in the folder: killed, the script goes on where it was, and what is only recalibrated or scored in
+another way is not learned again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,9 +46,10 @@ from _prediction_peers import Linear, Mbrl, PlainEnsemble
 from _recorded_robots import ROBOTS, ROOT, Robot, load, some
 from _surroundings import one_thread, surroundings
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sim2real.calibration import identify
-from sim2real.combination import CombinedPredictor
+from sim2real.combination import CombinedPredictor, extrapolates
 from sim2real.episodes import Array
 from sim2real.evaluation import (
     HORIZONS,
@@ -174,21 +177,59 @@ def crossed(fit: Callable[[Sequence[Questions]], Predictor], asked: Sequence[Que
     return out
 
 
-def measure(robot: Robot, transitions: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Learn, recalibrate and score one robot with one amount of data."""
-    if transitions:
-        robot = robot.reduced(transitions)
-    recordings = robot.recordings
-    held, train = robot.questions(recordings.validation), robot.questions(recordings.train)
-    seconds: dict[str, float] = {}
-    models = learned(robot, seed, options.quick, seconds)
-    rows = guesses(robot, held, seed, options.quick, seconds)
+@dataclass(frozen=True)
+class Kept:
+    """A predictor whose answers are on file.
+
+    Attributes:
+        answers: recording -> starts (W,) and mean, aleatoric and epistemic (W, H, D).
+        extrapolates: as the predictor that gave them.
+    """
+
+    answers: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]
+    extrapolates: bool
+
+    @classmethod
+    def of(cls, predictor: Predictor, asked: Sequence[Questions]) -> Kept:
+        """Ask a predictor."""
+        answers = {}
+        for q in asked:
+            p = predictor(q)
+            answers[q.episode.name] = (torch.as_tensor(q.starts), p.mean, p.aleatoric, p.epistemic)
+        return cls(answers, extrapolates(predictor))
+
+    def __call__(self, asked: Questions) -> Prediction:
+        starts, *parts = self.answers[asked.episode.name]
+        rows = torch.searchsorted(starts, torch.as_tensor(asked.starts))
+        mean, aleatoric, epistemic = (part[rows] for part in parts)
+        return Prediction(mean, aleatoric, epistemic, asked.horizon)
+
+
+def answered(robot: Robot, seed: int, quick: bool, file: Path) -> tuple[dict[str, Kept], dict[str, float]]:
+    """Learn and answer all questions about a robot, or read from a file what was answered before; and seconds taken."""
+    if not file.exists():
+        seconds: dict[str, float] = {}
+        models = learned(robot, seed, quick, seconds)
+        held = robot.questions(robot.recordings.validation)
+        models |= guesses(robot, held, seed, quick, seconds)
+        unseen = [*held, *robot.questions(robot.recordings.test), *robot.questions(robot.changed)]
+        train = robot.questions(robot.recordings.train)
+        kept = {n: Kept.of(p, [*unseen, *(train if extrapolates(p) else ())]) for n, p in models.items()}
+        parts = {name: (k.answers, k.extrapolates) for name, k in kept.items()}
+        torch.save((parts, seconds), file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)
+    parts, seconds = torch.load(file, weights_only=True)
+    return {name: Kept(*part) for name, part in parts.items()}, seconds
+
+
+def measure(robot: Robot, test: bool, rows: dict[str, Kept], seconds: dict[str, float]) -> dict[str, Any]:
+    """Recalibrate and score what was answered of a robot."""
+    held, train = robot.questions(robot.recordings.validation), robot.questions(robot.recordings.train)
     splits = {"validation": held}
-    if options.test:
-        changed = [e for shift in recordings.shift for e in shift.recordings]
-        splits |= {"test": robot.questions(recordings.test), "shift": robot.questions(changed)}
-    together = {name: [p] for name, p in (rows | models).items()} | {
-        "combined": [*models.values(), rows["keeps its speed"]]
+    if test:
+        splits |= {"test": robot.questions(robot.recordings.test), "shift": robot.questions(robot.changed)}
+    together = {name: [one] for name, one in rows.items()} | {
+        "combined": [rows[name] for name in (*LEARNED, "keeps its speed") if name in rows]
     }
     out: dict[str, Any] = {split: {} for split, asked in splits.items() if asked}
     for name, predictors in together.items():
@@ -306,11 +347,10 @@ def main() -> None:
         for many in options.transitions:
             seeds = []
             for seed in options.seeds:
-                kind = ("-test" if options.test else "") + ("-quick" if options.quick else "")
-                file = options.folder / f"{name}-{many or 'all'}-{seed}{kind}.json"
-                if not file.exists():
-                    file.write_text(json.dumps(measure(robot, many, seed, options), indent=1))
-                seeds.append(json.loads(file.read_text()))
+                kind = "-quick" if options.quick else ""
+                file = options.folder / f"{name}-{many or 'all'}-{seed}{kind}.pt"
+                less = robot.reduced(many) if many else robot
+                seeds.append(measure(less, options.test, *answered(less, seed, options.quick, file)))
                 print(f"\n{name}, {many or 'all'} transitions, seed {seed}")
                 for split, recordings in seeds[-1].items():
                     show(split, recordings)

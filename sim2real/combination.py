@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sim2real.errors import ModelError
-from sim2real.evaluation import Predictor, Questions, SimulatorPredictor
+from sim2real.evaluation import Predictor, Questions
 from sim2real.prediction import Prediction, Recalibration
 
 
@@ -18,6 +18,11 @@ def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibr
     pooled = Prediction.concatenate([predictor(q) for q in held_out])
     truth = torch.as_tensor(np.concatenate([q.truth for q in held_out]))
     return Recalibration.fit(pooled, truth, np.concatenate([np.full(len(q.truth), 1 / len(q.truth)) for q in held_out]))
+
+
+def extrapolates(predictor: Predictor) -> bool:
+    """Return whether a predictor says of itself that its errors do not grow where nothing was recorded."""
+    return bool(getattr(predictor, "extrapolates", False))
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class CombinedPredictor:
         """Recalibrate predictors on questions about recordings.
 
         Args:
-            predictors: those of a simulator are as sure as they are right also on what they were identified on, for a
-                dozen parameters do not remember it, and from one recording to the next a robot differs.
+            predictors: those that say of themselves that they extrapolate, as a `SimulatorPredictor` does, are as sure as
+                they are right also on what they were identified on, for from one recording to the next a robot differs.
             held_out: none of the predictors was trained on.
             trained_on: the simulators were identified on.
 
@@ -60,13 +65,13 @@ class CombinedPredictor:
         parts = []
         for predictor in predictors:
             weighs = recalibrate(predictor, held_out)
-            wider = bool(trained_on) and isinstance(predictor, SimulatorPredictor)
+            wider = bool(trained_on) and extrapolates(predictor)
             parts.append((predictor, weighs, recalibrate(predictor, both) if wider else weighs))
         return cls(tuple(parts))
 
     def __call__(self, questions: Questions) -> Prediction:
         answers = [(predictor(questions), weighs, says) for predictor, weighs, says in self.parts]
-        simulators = [k for k, (predictor, _, _) in enumerate(self.parts) if isinstance(predictor, SimulatorPredictor)]
+        simulators = [k for k, (predictor, _, _) in enumerate(self.parts) if extrapolates(predictor)]
         return Prediction.combined(
             [says.apply(answer) for answer, _, says in answers],
             precise=[weighs.apply(answer) for answer, weighs, _ in answers],

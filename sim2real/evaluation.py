@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -144,7 +144,11 @@ class SimulatorPredictor:
         start_covariance: (X, X) of the error of the state estimate, which adds to the spread; zeros for none.
         observation: how the start is estimated.
         channels: the observations that are joint positions.
+        extrapolates: a dozen parameters do not remember what they were identified on, so errors are as large there as
+            elsewhere; `CombinedPredictor` looks for it.
     """
+
+    extrapolates: ClassVar[bool] = True
 
     plant: Plant
     best: dict[str, float]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sim2real.episodes import Array, Episode
+from sim2real.episodes import Array, Episode, resample
 from sim2real.errors import LogError, ModelError
 from sim2real.estimation import Estimate
 from sim2real.kalman import KalmanFilter
@@ -176,10 +176,15 @@ def _fit_variances(
 def _pairs(
     episodes: Sequence[Episode], channels: Sequence[str], config: EnsembleConfig, estimator: KalmanFilter
 ) -> tuple[Recorded, Recorded]:
-    """Return windows of a step, and those that start at the reading nearest to a step later, aligned."""
+    """Return windows of a step, and those that start at the reading nearest to a step later, aligned.
+
+    Where readings are further apart than a step, those between are interpolated.
+    """
     first, second = [], []
     dt = config.timestep
     for e in episodes:
+        if e.period > 1.25 * dt:
+            e = resample(e, dt)
         t, states = e.observed_at, causal_states(estimator, e, channels)
         rows = window_starts(e, config, 3 * dt)
         after = np.searchsorted(t, t[rows] + dt - 1e-9)
