@@ -24,8 +24,8 @@ the 90 % intervals, and that of the worst joint. Of the horizons in seconds toge
 90 % interval over seconds, and how well the epistemic part of the uncertainty ranks windows by error
 (`scores.detection`: AUROC of the largest twentieth; errors relative to how far joints get).
 
-What was answered stays in the folder: killed, the script goes on where it was, and what is only recalibrated or scored in
-another way is not learned again.
+What was answered stays in the folder: killed, the script goes on where it was, and nothing is learned again for another
+way to recalibrate or to score.
 """
 
 from __future__ import annotations

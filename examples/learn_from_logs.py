@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from sim2real.adapters import Chain, FirstOrderLag, Noise
+from sim2real.combination import recalibrate
 from sim2real.evaluation import Questions, RecordingPredictor, persistence, score
 from sim2real.plant import Plant
-from sim2real.prediction import Recalibration
 from sim2real.randomization import RobotModel
 from sim2real.twin import Twin, excite
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, fit_to_recordings
@@ -28,9 +28,9 @@ def main() -> None:
 
     predict = RecordingPredictor(model, ["position"])
     known, asked = Questions.of(held_out, ["position"]), Questions.of(new, ["position"])
-    true = Recalibration.fit(predict(known), torch.as_tensor(known.truth))
+    model.recalibration = recalibrate(predict, [known])  # model.save(folder) keeps it
     rng = np.random.default_rng(0)
-    for what, prediction in (("nothing moves", persistence(asked)), ("world model", true.apply(predict(asked)))):
+    for what, prediction in (("nothing moves", persistence(asked)), ("world model", predict(asked))):
         found = score(prediction, asked, ["hinge"], rng)
         print(f"{what}: mean NRMSE {found['mean_nrmse']:.3f}, 90 % intervals hold {found['coverage90']:.0%}")
 

@@ -48,8 +48,8 @@ class CombinedPredictor:
         """Recalibrate predictors on questions about recordings.
 
         Args:
-            predictors: those that say of themselves that they extrapolate, as a `SimulatorPredictor` does, are as sure as
-                they are right also on what they were identified on, for from one recording to the next a robot differs.
+            predictors: one that says of itself that it extrapolates, as a `SimulatorPredictor` does, is as sure as it
+                is right on what it was identified on, too, for from one recording to the next a robot differs.
             held_out: none of the predictors was trained on.
             trained_on: the simulators were identified on.
 

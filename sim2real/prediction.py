@@ -112,16 +112,20 @@ class Prediction:
 class Recalibration:
     """Variance as real data show it: `factor^2 * (scale^2 * variance + floor^2)`, per horizon and channel.
 
+    Between horizons scale and floor are interpolated; before the first and beyond the last they are as there.
+
     `scale` and `floor` come from the likelihood, which outliers make wide; `factor`, one for all, then makes the
     central 90 % interval hold 90 % of the held-out errors (split conformal prediction with normalised scores; Lei et
     al. 2018).
 
     Attributes:
+        horizon: (H,) [s], rising.
         scale: (H, O) factor on the standard deviation.
         floor: (H, O) standard deviation that is added [unit of the channel].
         factor: on the standard deviation.
     """
 
+    horizon: Array
     scale: Array
     floor: Array
     factor: float = 1.0
@@ -150,12 +154,19 @@ class Recalibration:
             scale[index], floor[index] = best[1], best[2]
         z = np.sqrt(error2 / np.maximum(scale**2 * variance + floor**2, 1e-18))
         each = np.broadcast_to(weight[:, None, None], z.shape)
-        return cls(scale, floor, _quantile(z.ravel(), each.ravel(), LEVEL) / float(stats.norm.ppf(0.5 + LEVEL / 2)))
+        factor = _quantile(z.ravel(), each.ravel(), LEVEL) / float(stats.norm.ppf(0.5 + LEVEL / 2))
+        return cls(prediction.horizon.double().numpy(), scale, floor, factor)
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """Return the prediction with recalibrated variances; the floor counts as aleatoric."""
-        scale2 = torch.as_tensor((self.factor * self.scale) ** 2, dtype=prediction.mean.dtype)
-        floor2 = torch.as_tensor((self.factor * self.floor) ** 2, dtype=prediction.mean.dtype)
+        """Return the prediction, of any horizons, with recalibrated variances; the floor counts as aleatoric."""
+        at = prediction.horizon.double().numpy()
+        scale2, floor2 = (
+            torch.as_tensor(
+                np.stack([(self.factor * np.interp(at, self.horizon, column)) ** 2 for column in values.T], 1),
+                dtype=prediction.mean.dtype,
+            )
+            for values in (self.scale, self.floor)
+        )
         return Prediction(
             prediction.mean,
             prediction.aleatoric * scale2 + floor2,
@@ -164,11 +175,13 @@ class Recalibration:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {"scale": self.scale.tolist(), "floor": self.floor.tolist(), "factor": self.factor}
+        arrays = {name: getattr(self, name).tolist() for name in ("horizon", "scale", "floor")}
+        return {**arrays, "factor": self.factor}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Recalibration:
-        return cls(np.array(document["scale"]), np.array(document["floor"]), float(document["factor"]))
+        arrays = (np.array(document[name]) for name in ("horizon", "scale", "floor"))
+        return cls(*arrays, float(document["factor"]))
 
 
 def _quantile(values: Array, weight: Array, level: float) -> float:

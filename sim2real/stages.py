@@ -25,12 +25,14 @@ from sim2real.calibration import (
     outside_forces,
     own_values,
 )
+from sim2real.combination import recalibrate
 from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError, NonFiniteError
 from sim2real.estimation import Observation
 from sim2real.evaluation import (
     EnsemblePredictor,
     Questions,
+    RecordingPredictor,
     SimulatorPredictor,
     mean_scores,
     score,
@@ -227,7 +229,7 @@ def finetune_stage(
     )
     draws = posterior.sample(setup.rng("replay"), config.members)
     replay = simulated_stretches(setup, setup.plant, draws, "replay") if recipe.replay_weight > 0 else None
-    return finetune_dynamics(
+    found = finetune_dynamics(
         model,
         real,
         answer=lambda m, q: model_predictor(setup, m, posterior.values, observation)(q),
@@ -240,6 +242,9 @@ def finetune_stage(
         seed=setup.recipe.seed,
         progress=progress,
     )
+    predictor = model_predictor(setup, found.model, posterior.values, observation)
+    found.model.recalibration = recalibrate(predictor, validation(setup))
+    return found
 
 
 def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[str, EnsembleDynamics]:
@@ -272,8 +277,9 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
     if recipe.rehearse:
         draws = posterior.sample(setup.rng("rehearsal"), recipe.members)
         kinds["rehearsed_model"] = Rehearsal(setup.plant, draws, excitation(setup, setup.plant))
-    return {
-        name: fit_to_recordings(
+    models = {}
+    for name, rehearsal in kinds.items():
+        models[name] = fit_to_recordings(
             EnsembleDynamics(config, setup.recipe.seed),
             commanded,
             setup.channels,
@@ -285,8 +291,9 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
             seed=setup.recipe.seed,
             progress=partial(say, name),
         )
-        for name, rehearsal in kinds.items()
-    }
+        predictor = RecordingPredictor(models[name], setup.channels)
+        models[name].recalibration = recalibrate(predictor, validation(setup))
+    return models
 
 
 def adapt_stage(setup: Setup, posterior: Posterior, shift: Shift, progress: Progress) -> Adaptation:

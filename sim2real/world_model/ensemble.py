@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sim2real.errors import ModelError, NonFiniteError
 from sim2real.estimation import Estimate
-from sim2real.prediction import Prediction
+from sim2real.prediction import Prediction, Recalibration
 from sim2real.world_model import storage
 from sim2real.world_model.encoder import StartEncoder, angles
 from sim2real.world_model.network import BatchedMLP, bounded, input_scale
@@ -65,6 +65,10 @@ class EnsembleDynamics(nn.Module):
     the observations. Each network returns, normalised, the change of the velocities over a step and what the positions
     do beyond the mean velocity of the step, with a log variance for each: positions come from velocities by design.
 
+    Set `recalibration`, fitted to what it predicted of the positions of held-out recordings (`recalibrate` of
+    `sim2real.combination`), and predictions have the variances that were found there. It is saved with the model, and
+    dropped when weights are trained.
+
     Tensors are float32. M members, B rollouts, X = 2 D state numbers, A actions, L commands of history.
 
     Args:
@@ -91,6 +95,7 @@ class EnsembleDynamics(nn.Module):
         self.register_buffer("log_variance_high", torch.full((2 * d,), 2.0))
         # covariance of the error of the state estimate that predictions start from, (X, X)
         self.register_buffer("start_covariance", torch.zeros(2 * d, 2 * d))
+        self.recalibration: Recalibration | None = None
 
     feature_mean: Tensor
     feature_scale: Tensor
@@ -227,15 +232,17 @@ class EnsembleDynamics(nn.Module):
             raise NonFiniteError("the world model diverged: its mean prediction is not finite; train it on more data")
         within = sampled.var(1, unbiased=True)
         horizon = self.config.timestep * torch.arange(1, actions.shape[1] + 1)
-        return Prediction.from_members(means, within, horizon)
+        prediction = Prediction.from_members(means, within, horizon)
+        return prediction if self.recalibration is None else _recalibrated(prediction, self.recalibration)
 
     def anchors(self) -> list[Tensor]:
         """Return a copy of the trainable weights: what fine-tuning is anchored to."""
         return [p.detach().clone() for p in self.dynamics.parameters()]
 
     def save(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into a directory, which is made."""
+        """Write `config.json` and `model.safetensors`, and `recalibration.json`, into a directory, which is made."""
         storage.save(self, asdict(self.config), directory)
+        storage.save_recalibration(self.recalibration, directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> EnsembleDynamics:
@@ -244,4 +251,20 @@ class EnsembleDynamics(nn.Module):
         Raises:
             ModelError: files are missing, damaged or of another format.
         """
-        return storage.load(cls, EnsembleConfig, directory)
+        model = storage.load(cls, EnsembleConfig, directory)
+        model.recalibration = storage.load_recalibration(directory, model.config.joints)
+        return model
+
+
+def _recalibrated(prediction: Prediction, recalibration: Recalibration) -> Prediction:
+    """Return a prediction of states whose positions have recalibrated variances; velocities are stretched as they are.
+
+    Of how sure a velocity is no recording tells.
+    """
+    none = np.zeros_like(recalibration.floor)
+    whole = replace(
+        recalibration,
+        scale=np.concatenate([recalibration.scale] * 2, 1),
+        floor=np.concatenate([recalibration.floor, none], 1),
+    )
+    return whole.apply(prediction)

@@ -1,4 +1,7 @@
-"""How models lie on disk: `config.json` and `model.safetensors`, with a format version, never pickle."""
+"""How models lie on disk, with a format version, never pickle.
+
+`config.json` and `model.safetensors`; `recalibration.json` beside them where a model was recalibrated.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sim2real.errors import ModelError
+from sim2real.prediction import Recalibration
 
 FORMAT_VERSION = 1
 Model = TypeVar("Model", bound=nn.Module)
@@ -59,3 +63,31 @@ def load(kind: type[Model], config: type[Any], directory: str | Path) -> Model:
         reason = " ".join(str(error).split())
         raise ModelError(f"the weights in {directory} do not fit its config.json: {reason}") from None
     return model
+
+
+def save_recalibration(found: Recalibration | None, directory: str | Path) -> None:
+    """Write `recalibration.json` beside a model, or remove that of the one that lay there before."""
+    path = Path(directory) / "recalibration.json"
+    if found is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(json.dumps(found.to_json()))
+
+
+def load_recalibration(directory: str | Path, channels: int) -> Recalibration | None:
+    """Read what `save_recalibration` wrote; None where there was nothing to write.
+
+    Raises:
+        ModelError: the file is damaged, or of another number of channels.
+    """
+    path = Path(directory) / "recalibration.json"
+    if not path.is_file():
+        return None
+    try:
+        found = Recalibration.from_json(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+    shape = (len(found.horizon), channels)
+    if not found.scale.shape == found.floor.shape == shape:
+        raise ModelError(f"{path} is of another model: expected {channels} channels, found {found.scale.shape}")
+    return found

@@ -67,9 +67,12 @@ def optimise(
 ) -> None:
     """Minimise `loss(iteration)` with Adam, the rate falling to zero along a cosine; over the dynamics if not told.
 
+    A recalibration of the model as it was before is dropped.
+
     Raises:
         NonFiniteError: the loss diverges.
     """
+    model.recalibration = None
     parameters = list(model.dynamics.parameters() if parameters is None else parameters)
     adam = torch.optim.Adam(parameters, rate)
     total = 11 if iterations == 10 else max(iterations, 2)  # a warm-up of exactly one step is divided by zero in torch

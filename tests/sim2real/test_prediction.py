@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,10 +91,20 @@ def test_recalibrated_intervals_cover_new_errors(heavy: bool) -> None:
 
 def test_apply_scales_both_kinds_and_adds_the_floor_to_one() -> None:
     prediction, _ = gaussian(np.random.default_rng(5), windows=3)
-    found = Recalibration(SCALE, FLOOR, factor=2.0).apply(prediction)
+    found = Recalibration(HORIZON.numpy(), SCALE, FLOOR, factor=2.0).apply(prediction)
     assert torch.equal(found.mean, prediction.mean)
     np.testing.assert_allclose(found.epistemic, 4 * SCALE**2 * prediction.epistemic.numpy(), rtol=1e-12)
     np.testing.assert_allclose(found.aleatoric, 4 * (SCALE**2 * prediction.aleatoric.numpy() + FLOOR**2), rtol=1e-12)
+
+
+def test_between_horizons_it_is_interpolated() -> None:
+    prediction, _ = gaussian(np.random.default_rng(5), windows=3)
+    found = Recalibration(HORIZON.numpy(), SCALE, FLOOR)
+    between = replace(prediction, horizon=torch.tensor([0.2, 9.0]))
+    at = np.stack([0.75 * SCALE[0] + 0.25 * SCALE[1], SCALE[1]])
+    floor = np.stack([0.75 * FLOOR[0] + 0.25 * FLOOR[1], FLOOR[1]])
+    expected = at**2 * prediction.variance.numpy() + floor**2
+    np.testing.assert_allclose(found.apply(between).variance, expected, rtol=1e-6)
 
 
 def test_a_predictor_without_spread_is_given_the_errors() -> None:
@@ -106,8 +117,9 @@ def test_a_predictor_without_spread_is_given_the_errors() -> None:
 
 
 def test_recalibration_survives_json() -> None:
-    found = Recalibration(SCALE / 3, FLOOR / 7, factor=float(stats.norm.ppf(0.95)))
+    found = Recalibration(HORIZON.numpy(), SCALE / 3, FLOOR / 7, factor=float(stats.norm.ppf(0.95)))
     again = Recalibration.from_json(json.loads(json.dumps(found.to_json())))
+    np.testing.assert_array_equal(again.horizon, found.horizon)
     assert again.scale.tobytes() == found.scale.tobytes()
     assert again.floor.tobytes() == found.floor.tobytes()
     assert again.factor == found.factor

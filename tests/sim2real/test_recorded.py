@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from sim2real.adapters import Chain, FirstOrderLag, Noise
-from sim2real.episodes import Channels, Episode
+from sim2real.combination import recalibrate
+from sim2real.episodes import Channels, Episode, resample
 from sim2real.errors import LogError, ModelError
 from sim2real.estimation import Estimate
 from sim2real.evaluation import Questions, RecordingPredictor, persistence, score
@@ -20,7 +22,8 @@ from sim2real.plant import Plant
 from sim2real.randomization import RobotModel
 from sim2real.twin import Twin, excite
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, fit_to_recordings
-from sim2real.world_model.recorded import _fit_variances, estimates
+from sim2real.world_model.recorded import _fit_variances, _pairs, estimates
+from sim2real.world_model.training import optimise
 from sim2real.world_model.windows import Recorded, causal_states
 
 DT = 0.02
@@ -95,6 +98,45 @@ def test_excluded_stretches_are_not_seen_and_no_window_is_an_error() -> None:
     assert len(Recorded.of([ramp()], ["position"], config(), estimator, steps=3, most=50)) <= 50
     with pytest.raises(LogError, match=r"no window of 4 s fits the recordings \(ramp\)"):
         Recorded.of([ramp()], ["position"], config(), estimator, steps=200)
+
+
+def test_a_recalibrated_model_keeps_it_on_disk_and_drops_it_when_it_learns(
+    trained: EnsembleDynamics, logs: list[Episode], tmp_path: Path
+) -> None:
+    asked = Questions.of(logs[1], ["position"])
+    model = deepcopy(trained)
+    predictor = RecordingPredictor(model, ["position"])
+    found = recalibrate(predictor, [asked])
+    expected = found.apply(predictor(asked))
+    model.recalibration = found
+    # at horizons between its steps the variance is interpolated before or after
+    torch.testing.assert_close(predictor(asked).variance, expected.variance, rtol=0.05, atol=1e-7)
+    torch.testing.assert_close(predictor(asked).mean, expected.mean)
+    model.save(tmp_path)
+    again = EnsembleDynamics.load(tmp_path)
+    assert torch.equal(RecordingPredictor(again, ["position"])(asked).variance, predictor(asked).variance)
+    document = (tmp_path / "recalibration.json").read_text()
+    for broken, said in (("{", "damaged"), (document.replace("]]", ", 1.0]]"), "damaged")):
+        (tmp_path / "recalibration.json").write_text(broken)
+        with pytest.raises(ModelError, match=said):
+            EnsembleDynamics.load(tmp_path)
+    optimise(again, lambda _: again.dynamics.biases[0].sum(), 1, 1e-3)
+    again.save(tmp_path)
+    assert not (tmp_path / "recalibration.json").exists()
+
+
+def test_readings_further_apart_than_a_step_are_interpolated(logs: list[Episode]) -> None:
+    sparse = resample(logs[0], 0.04)
+    assert sparse.period > DT
+    now, later = _pairs([sparse], ["position"], config(), KalmanFilter([100.0], [1e-3]))
+    assert len(now) == len(later) > 0.9 * sparse.duration / DT
+    # a step later is where the readings of twice as often say that it is
+    every = resample(logs[0], DT)
+    known, measured = every.observed_at[:, None], every.observations
+    t = resample(sparse, DT).observed_at
+    np.testing.assert_allclose(
+        later.positions[:, 0, 0], np.interp(t[7:-1][: len(later)], known[:, 0], measured[:, 0]), atol=0.02
+    )
 
 
 def test_the_state_is_causal() -> None:
