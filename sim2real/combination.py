@@ -8,9 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sim2real.episodes import Array
 from sim2real.errors import ModelError
 from sim2real.evaluation import Predictor, Questions
 from sim2real.prediction import Prediction, Recalibration
+
+# Models of recordings count half where commands or motions are by this share of their recorded range outside it.
+BEYOND = 0.1
+# Commands until a horizon are looked at this many times in the longest.
+RESOLUTION = 100
 
 
 def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibration:
@@ -18,6 +24,61 @@ def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibr
     pooled = Prediction.concatenate([predictor(q) for q in held_out])
     truth = torch.as_tensor(np.concatenate([q.truth for q in held_out]))
     return Recalibration.fit(pooled, truth, np.concatenate([np.full(len(q.truth), 1 / len(q.truth)) for q in held_out]))
+
+
+@dataclass(frozen=True)
+class Range:
+    """What recordings have shown: the commands until each horizon, how far the robot went, and where it was.
+
+    Attributes:
+        least: (H, F) of what was seen.
+        most: (H, F).
+        lowest: (D,) positions.
+        highest: (D,).
+    """
+
+    least: Array
+    most: Array
+    lowest: Array
+    highest: Array
+
+    @classmethod
+    def of(cls, recorded: Sequence[Questions]) -> Range:
+        """Take the range of what recordings ask."""
+        seen = np.concatenate([_extremes(q, q.truth) for q in recorded])
+        positions = np.concatenate([q.truth for q in recorded])
+        return cls(seen.min(0), seen.max(0), positions.min((0, 1)), positions.max((0, 1)))
+
+    def doubt(self, questions: Questions, going: Array) -> Array:
+        """Return by what to multiply the variances (W, H, 1) of models that know only what was recorded.
+
+        1 inside; the square root of 2 where something is `BEYOND` of the width of its range outside it, so that weights
+        are halved. Positions a whole turn apart are one and the same.
+
+        Args:
+            questions: about W windows.
+            going: (W, H, D) positions to which the robot probably goes.
+        """
+        beyond = _outside(_extremes(questions, going), self.least, self.most)
+        turns = 2 * np.pi * np.rint((going - 0.5 * (self.lowest + self.highest)) / (2 * np.pi))
+        away = _outside(going - turns, self.lowest, self.highest)
+        share = np.concatenate([beyond, away], -1).max(-1, keepdims=True)
+        return np.asarray(np.sqrt(1 + (share / BEYOND) ** 2))
+
+
+def _outside(values: Array, low: Array, high: Array) -> Array:
+    """Return how far values are outside a range, relative to its width."""
+    width = high - low + 1e-3 * np.maximum(np.abs(low), np.abs(high)) + 1e-9  # a constant is recorded with rounding
+    return np.asarray(np.maximum(low - values, values - high).clip(0) / width)
+
+
+def _extremes(q: Questions, positions: Array) -> Array:
+    """Return least and largest command from the start to each horizon, and how far joints go: (W, H, 2 A + D)."""
+    begin, elapsed = q.episode.observed_at[q.starts], q.offsets.max() / RESOLUTION * (np.arange(RESOLUTION) + 0.5)
+    sent = q.episode.commands_at(begin[:, None] + elapsed)
+    last = np.clip(np.searchsorted(elapsed, q.horizons), 1, RESOLUTION) - 1
+    least, most = (f.accumulate(sent, 1)[:, last] for f in (np.minimum, np.maximum))
+    return np.concatenate([least, most, positions - q.now[:, None]], -1)
 
 
 def extrapolates(predictor: Predictor) -> bool:
@@ -32,14 +93,17 @@ class CombinedPredictor:
     A simulator knows what physics says where nothing was recorded; a model of recordings knows what the simulator
     lacks, where much was. Each is recalibrated first, horizon by horizon and joint by joint, so that their
     variances can be compared window by window. Where a model of recordings contradicts the simulator by more than both
-    allow for, the simulator counts more: it has few parameters, and extrapolates.
+    allow for, the simulator counts more: it has few parameters, and extrapolates. So it does where commands are
+    stronger, or the robot is going further, than in the recordings that they were trained on.
 
     Attributes:
         parts: each predictor, its recalibration on held-out recordings, which weighs it, and the one that says how sure
             it is.
+        known: what the predictors were trained on; None where that was not told.
     """
 
     parts: tuple[tuple[Predictor, Recalibration, Recalibration], ...]
+    known: Range | None = None
 
     @classmethod
     def fit(
@@ -51,7 +115,7 @@ class CombinedPredictor:
             predictors: one that says of itself that it extrapolates, as a `SimulatorPredictor` does, is as sure as it
                 is right on what it was identified on, too, for from one recording to the next a robot differs.
             held_out: none of the predictors was trained on.
-            trained_on: the simulators were identified on.
+            trained_on: the simulators were identified on, the others learned from.
 
         Raises:
             ModelError: there is no predictor, or no question.
@@ -67,13 +131,14 @@ class CombinedPredictor:
             weighs = recalibrate(predictor, held_out)
             wider = bool(trained_on) and extrapolates(predictor)
             parts.append((predictor, weighs, recalibrate(predictor, both) if wider else weighs))
-        return cls(tuple(parts))
+        return cls(tuple(parts), Range.of(trained_on) if trained_on else None)
 
     def __call__(self, questions: Questions) -> Prediction:
         answers = [(predictor(questions), weighs, says) for predictor, weighs, says in self.parts]
         simulators = [k for k, (predictor, _, _) in enumerate(self.parts) if extrapolates(predictor)]
-        return Prediction.combined(
-            [says.apply(answer) for answer, _, says in answers],
-            precise=[weighs.apply(answer) for answer, weighs, _ in answers],
-            reference=simulators[0] if simulators else None,
-        )
+        reference = simulators[0] if simulators else None
+        precise = [weighs.apply(answer) for answer, weighs, _ in answers]
+        if reference is not None and self.known is not None:
+            doubt = torch.as_tensor(self.known.doubt(questions, precise[reference].mean.double().numpy()))
+            precise = [p if k in simulators else p.widened(doubt) for k, p in enumerate(precise)]
+        return Prediction.combined([says.apply(answer) for answer, _, says in answers], precise, reference)

@@ -16,6 +16,8 @@ from sim2real.errors import NonFiniteError
 
 # The interval that recalibration makes true.
 LEVEL = 0.9
+# Of the errors on held-out data, a predictor's own spread accounts for this share at least [of the standard deviation].
+OWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ class Prediction:
         epistemic = epistemic + (mean - pooled) ** 2
         return cls(pooled, (weight * aleatoric).sum(0), (weight * epistemic).sum(0), predictions[0].horizon)
 
+    def widened(self, factor: Tensor) -> Prediction:
+        """Return it with both variances multiplied by a factor that broadcasts to (..., H, O)."""
+        return Prediction(self.mean, self.aleatoric * factor, self.epistemic * factor, self.horizon)
+
     @property
     def variance(self) -> Tensor:
         """(..., H, O)."""
@@ -116,7 +122,8 @@ class Recalibration:
 
     `scale` and `floor` come from the likelihood, which outliers make wide; `factor`, one for all, then makes the
     central 90 % interval hold 90 % of the held-out errors (split conformal prediction with normalised scores; Lei et
-    al. 2018).
+    al. 2018). The scale does not vanish even where held-out spread and errors have nothing to do with each other: far
+    from what was recorded, the predictor's own spread is all that tells that it does not know.
 
     Attributes:
         horizon: (H,) [s], rising.
@@ -203,7 +210,8 @@ def _likelihood(
         return float(weight @ (np.log(v) + error2 / v))
 
     # bounded: a variance that is zero everywhere leaves the scale undetermined
-    bounds = [(-5.0, 2.0), (-5.0, 2.0)]
-    solution = optimize.minimize(nll, np.log(start), method="L-BFGS-B", bounds=bounds)
+    bounds = [(np.log(OWN), 2.0), (-5.0, 2.0)]
+    x0 = np.log([max(start[0], OWN), start[1]])
+    solution = optimize.minimize(nll, x0, method="L-BFGS-B", bounds=bounds)
     scale = float(np.exp(solution.x[0])) * unit if spread > 0 else 1.0
     return float(solution.fun), scale, float(np.exp(solution.x[1])) * size

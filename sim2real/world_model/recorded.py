@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from sim2real.estimation import Estimate
 from sim2real.kalman import KalmanFilter
 from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
 from sim2real.world_model.network import gaussian_nll, input_scale
-from sim2real.world_model.rehearsal import Rehearsal
 from sim2real.world_model.training import optimise
 from sim2real.world_model.windows import Recorded, before_start, causal_states, cut_window, window_starts
 
@@ -26,12 +26,30 @@ GROWING = ((0.03, 0.3), (0.16, 0.4), (0.5, 0.3))
 LONGEST = 0.5
 
 
+class Lessons(Protocol):
+    """Where windows come from that a model learns beside recordings: a `Rehearsal`, or what a teacher says."""
+
+    def record(
+        self, config: EnsembleConfig, estimator: KalmanFilter, period: float, *, steps: int, rng: np.random.Generator
+    ) -> Recorded:
+        """Return windows of T steps: (N, ...) for all members, or (M, N, ...).
+
+        Args:
+            config: of the model.
+            estimator: that windows start behind.
+            period: between readings of the recordings [s].
+            steps: T.
+            rng: of whatever is random.
+        """
+        ...
+
+
 def fit_to_recordings(
     model: EnsembleDynamics,
     episodes: Sequence[Episode],
     channels: Sequence[str],
     *,
-    rehearsal: Rehearsal | None = None,
+    rehearsal: Lessons | None = None,
     trust: float = 0.3,
     iterations: int = 3000,
     batch: int = 64,
@@ -51,8 +69,8 @@ def fit_to_recordings(
         model: with a lookback; its normalisers, filter and weights are set.
         episodes: with commanded actions; excluded stretches are left out.
         channels: the observations that are joint positions.
-        rehearsal: simulations that count beside the recordings.
-        trust: what a simulated window counts relative to a recorded one.
+        rehearsal: what counts beside the recordings: simulations, or the `Lesson` of a teacher.
+        trust: what such a window counts relative to a recorded one.
         iterations: of Adam, over all lengths.
         batch: windows a member in an iteration.
         rate: peak learning rate.
@@ -76,7 +94,7 @@ def fit_to_recordings(
     data = Recorded.of(episodes, channels, config, estimator, steps=max(lengths))
     sources = [(data, 1.0)]
     if rehearsal is not None:
-        progress("simulating")
+        progress("preparing the rehearsal")
         period = float(np.median(np.concatenate([np.diff(e.observed_at) for e in episodes])))
         rng = np.random.default_rng(seed)
         sources.append((rehearsal.record(config, estimator, period, steps=max(lengths), rng=rng), trust))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sim2real.combination import CombinedPredictor, recalibrate
+from sim2real.combination import CombinedPredictor, Range, recalibrate
 from sim2real.episodes import Channels, Episode
 from sim2real.errors import ModelError, NonFiniteError
 from sim2real.estimation import Observation
@@ -91,6 +91,37 @@ def test_the_simulator_is_the_reference() -> None:
     both = CombinedPredictor.fit([stray, simulator], known)
     away = 10.0
     assert (both(asked).mean - simulator(asked).mean).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("what", ["commands", "motion", "place", "turn", "nothing"])
+def test_models_of_recordings_count_less_outside_what_was_recorded(what: str) -> None:
+    known = recording("known", 1)
+    known = replace(known, actions=np.sin(10 * known.commanded_at)[:, None])
+    asked = Questions.of(known, ["position"])
+    inside = Range.of([asked])
+    np.testing.assert_array_equal(inside.doubt(asked, asked.truth), 1.0)
+    new, going = asked, asked.truth.copy()
+    if what == "commands":
+        new = replace(asked, episode=replace(known, actions=1.5 * known.actions))
+    elif what == "motion":
+        going += 3 * (going - asked.now[:, None])
+    elif what == "place":
+        new, going = replace(asked, now=asked.now + 1.0), going + 1.0
+    elif what == "turn":
+        new, going = replace(asked, now=asked.now + 2 * np.pi), going + 2 * np.pi
+    doubt = inside.doubt(new, going)
+    assert doubt.shape == (len(asked.now), len(asked.horizons), 1)
+    assert (doubt >= 1).all()
+    assert (doubt.max() > 1.2) == (what not in ("turn", "nothing"))
+
+
+def test_half_the_weight_is_lost_a_tenth_of_the_range_outside_it() -> None:
+    asked = Questions.of(recording("known", 1), ["position"])
+    anything = np.full((len(asked.horizons), 3), 1e12)
+    inside = Range(-anything, anything, np.array([-1.0]), np.array([1.0]))
+    doubt = torch.as_tensor(inside.doubt(asked, np.full(asked.truth.shape, 1.2)))
+    weight = saying(0.0, 1.0).widened(doubt[:3, :2]).variance ** -2
+    np.testing.assert_allclose(weight, 0.5, rtol=2e-3)
 
 
 def test_who_knows_nothing_does_not_matter_and_who_is_certain_decides() -> None:

@@ -97,6 +97,16 @@ def test_apply_scales_both_kinds_and_adds_the_floor_to_one() -> None:
     np.testing.assert_allclose(found.aleatoric, 4 * (SCALE**2 * prediction.aleatoric.numpy() + FLOOR**2), rtol=1e-12)
 
 
+def test_a_predictor_keeps_its_own_doubt_where_held_out_errors_say_nothing_of_it() -> None:
+    rng = np.random.default_rng(0)
+    mean = torch.zeros(5000, 2, 2, dtype=torch.float64)
+    spread = torch.as_tensor(0.01 * rng.lognormal(sigma=0.7, size=mean.shape))
+    truth = torch.as_tensor(0.1 * rng.normal(size=mean.shape))  # of the same size, but not where the spread is large
+    found = Recalibration.fit(Prediction(mean, spread, torch.zeros_like(mean), HORIZON), truth)
+    lost = Prediction(mean, torch.zeros_like(mean), torch.full_like(mean, 100.0), HORIZON)
+    assert (found.apply(lost).variance.sqrt() > 3.0).all()  # said 10, where errors of 0.1 went with 0.1
+
+
 def test_between_horizons_it_is_interpolated() -> None:
     prediction, _ = gaussian(np.random.default_rng(5), windows=3)
     found = Recalibration(HORIZON.numpy(), SCALE, FLOOR)
