@@ -30,13 +30,17 @@ def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibr
 class Range:
     """What recordings have shown: the commands until each horizon, how far the robot went, and where it was.
 
+    Between horizons it is interpolated.
+
     Attributes:
+        horizon: (H,) [s].
         least: (H, F) of what was seen.
         most: (H, F).
         lowest: (D,) positions.
         highest: (D,).
     """
 
+    horizon: Array
     least: Array
     most: Array
     lowest: Array
@@ -47,7 +51,8 @@ class Range:
         """Take the range of what recordings ask."""
         seen = np.concatenate([_extremes(q, q.truth) for q in recorded])
         positions = np.concatenate([q.truth for q in recorded])
-        return cls(seen.min(0), seen.max(0), positions.min((0, 1)), positions.max((0, 1)))
+        horizon = np.array(recorded[0].horizons)
+        return cls(horizon, seen.min(0), seen.max(0), positions.min((0, 1)), positions.max((0, 1)))
 
     def doubt(self, questions: Questions, going: Array) -> Array:
         """Return by what to multiply the variances (W, H, 1) of models that know only what was recorded.
@@ -59,7 +64,11 @@ class Range:
             questions: about W windows.
             going: (W, H, D) positions to which the robot probably goes.
         """
-        beyond = _outside(_extremes(questions, going), self.least, self.most)
+        least, most = (
+            np.stack([np.interp(questions.horizons, self.horizon, column) for column in values.T], 1)
+            for values in (self.least, self.most)
+        )
+        beyond = _outside(_extremes(questions, going), least, most)
         turns = 2 * np.pi * np.rint((going - 0.5 * (self.lowest + self.highest)) / (2 * np.pi))
         away = _outside(going - turns, self.lowest, self.highest)
         share = np.concatenate([beyond, away], -1).max(-1, keepdims=True)

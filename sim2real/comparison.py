@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from sim2real.calibration import Posterior
-from sim2real.combination import CombinedPredictor, recalibrate
+from sim2real.combination import recalibrate
 from sim2real.episodes import Array
 from sim2real.estimation import Observation
-from sim2real.evaluation import Predictor, Questions, RecordingPredictor, mean_scores, persistence, score
+from sim2real.evaluation import (
+    Predictor,
+    Questions,
+    RecordingPredictor,
+    SimulatorPredictor,
+    mean_scores,
+    persistence,
+    score,
+)
 from sim2real.plant import repeated
 from sim2real.prediction import Recalibration
 from sim2real.preparation import Setup
-from sim2real.stages import Progress, model_predictor, simulator_predictor, validation
+from sim2real.stages import Progress, combine, model_predictor, simulator_predictor, validation
 from sim2real.world_model import EnsembleDynamics
 
 # Posterior draws that a simulator's predictive spread is made of.
@@ -28,22 +36,22 @@ def predictors(
     pretrained: EnsembleDynamics,
     finetuned: EnsembleDynamics,
     learned: Mapping[str, EnsembleDynamics],
+    distilled: EnsembleDynamics | None,
     observation: Observation,
     covariance: Array,
 ) -> dict[str, Predictor]:
     """Return the predictors that a run compares.
 
     The last one combines the identified simulator with the models that learned from the recordings themselves, or,
-    without these, with the fine-tuned one.
+    without these, with the fine-tuned one. What was distilled of it stands beside it.
     """
     nominal = {name: setup.plant.nominal()[name] for name in posterior.names}
-    draws = posterior.sample(setup.rng("draws"), DRAWS)
     no_news = repeated(nominal, DRAWS)
-    simulator = simulator_predictor(setup, posterior.values, draws, observation, covariance)
-    training = [Questions.of(e, setup.channels) for e in setup.recordings.train]
+    simulator = identified_simulator(setup, posterior, observation, covariance)
     model = model_predictor(setup, finetuned, posterior.values, observation)
     of_recordings: dict[str, Predictor] = {n: RecordingPredictor(m, setup.channels) for n, m in learned.items()}
-    together = [simulator, *(of_recordings.values() or [model])]
+    together = combine(setup, simulator, list(of_recordings.values()) or [model])
+    in_its_place = {} if distilled is None else {"distilled_model": RecordingPredictor(distilled, setup.channels)}
     return {
         "persistence": persistence,
         "nominal_simulator": simulator_predictor(setup, nominal, no_news, observation, covariance),
@@ -51,8 +59,17 @@ def predictors(
         "pretrained_model": model_predictor(setup, pretrained, posterior.values, observation),
         "finetuned_model": model,
         **of_recordings,
-        "combined": CombinedPredictor.fit(together, validation(setup), training),
+        **in_its_place,
+        "combined": together,
     }
+
+
+def identified_simulator(
+    setup: Setup, posterior: Posterior, observation: Observation, covariance: Array
+) -> SimulatorPredictor:
+    """Return a predictor that simulates with the identified parameters and draws of their posterior."""
+    draws = posterior.sample(setup.rng("draws"), DRAWS)
+    return simulator_predictor(setup, posterior.values, draws, observation, covariance)
 
 
 def attribute(

@@ -42,6 +42,7 @@ def closed_loop(
     period: float,
     limit: Array,
     history: int,
+    lookback: int = 0,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Run:
     """Run a policy on n twins.
@@ -55,6 +56,8 @@ def closed_loop(
         period: of the control loop [s].
         limit: (A,) hard limit of every command that is sent, whatever the policy says.
         history: commands that an estimate carries.
+        lookback: readings before the present one that an estimate carries, for models that look back: those want their
+            own filter, `model.encoder.estimator()`, and a period that is their timestep.
         progress: called with the share that is done.
 
     Raises:
@@ -67,17 +70,19 @@ def closed_loop(
     estimator.reset(robots.reading[:, :dof])
     sent = np.zeros((n, max(history, 1), actions))
     estimate = np.concatenate([robots.reading[:, :dof], np.zeros((n, dof))], 1)
+    past = np.repeat(robots.reading[:, None, :dof], lookback, 1)
     states, commands, elapsed = [robots.state()], [], []
     for k in range(steps):
         clock = time.perf_counter()
         if k:
             estimate = estimator.update(period, robots.reading[:, :dof], sent[:, -1])
-        command = policy.act(Estimate(estimate, sent), k * period)
+        command = policy.act(Estimate(estimate, sent, past), k * period)
         if not np.isfinite(command).all():
             raise NonFiniteError(f"the policy returned a command that is not finite at {k * period:.2f} s")
         command = np.clip(command, -limit, limit)
         elapsed.append(1e3 * (time.perf_counter() - clock))
         sent = np.concatenate([sent[:, 1:], command[:, None]], 1)
+        past = np.concatenate([past, robots.reading[:, None, :dof]], 1)[:, 1:]
         robots.step(command, period)
         states.append(robots.state())
         commands.append(command)

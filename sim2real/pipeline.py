@@ -213,7 +213,13 @@ class StagedRun:
         learned = stages.learn_stage(self.setup, self.posterior, self.watch.say)
         for name, model in learned.items():
             model.save(self.path / "model" / name)
-        return {"models": list(learned)}
+        told: dict[str, Any] = {"models": list(learned)}
+        if self.setup.recipe.learn is not None and self.setup.recipe.learn.distill:
+            simulator = comparison.identified_simulator(self.setup, self.posterior, *self.observation())
+            found = stages.distill_stage(self.setup, simulator, learned, self.watch.say)
+            found.model.save(self.path / "model" / "distilled_model")
+            told["distilled"] = found.to_json()
+        return told
 
     def adapt(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -241,21 +247,21 @@ class StagedRun:
     def evaluate(self) -> dict[str, Any]:
         setup = self.setup
         observation, covariance = self.observation()
-        posterior = self.posterior
+        posterior, learned = self.posterior, self.result("learn")
         compared = comparison.predictors(
             setup,
             posterior,
             self.model("pretrained"),
             self.model("finetuned"),
-            {name: self.model(name) for name in self.result("learn")["models"]},
+            {name: self.model(name) for name in learned["models"]},
+            self.model("distilled_model") if "distilled" in learned else None,
             observation,
             covariance,
         )
         adapted: dict[str, dict[str, Predictor]] = {}
         for shift in setup.recordings.shift:
             now = Posterior.load(self.path / "posterior" / "adapted" / shift.name)
-            draws = now.sample(setup.rng("draws"), comparison.DRAWS)
-            simulator = stages.simulator_predictor(setup, now.values, draws, observation, covariance)
+            simulator = comparison.identified_simulator(setup, now, observation, covariance)
             model = stages.model_predictor(setup, self.model(f"adapted/{shift.name}"), now.values, observation)
             for episode in shift.recordings:
                 adapted[episode.name] = {"adapted_simulator": simulator, "adapted_model": model}
@@ -333,6 +339,7 @@ class StagedRun:
             | {"noise": identified["noise"], "findings": identified.get("findings", [])},
             "observer": {k: v for k, v in self.result("observe").items() if k != "covariance"},
             "finetune": self.result("finetune"),
+            "learn": self.result("learn"),
             "adaptation": self.result("adapt"),
             "closed_loop": control.get("returns"),
             "closed_loop_each": control.get("each"),

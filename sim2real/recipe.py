@@ -133,6 +133,7 @@ class LearnSection(Section):
     rate: float = Field(default=0.003, gt=0)
     rehearse: bool = True
     trust: float = Field(default=0.3, gt=0)
+    distill: bool = False
 
 
 class ControlSection(Section):

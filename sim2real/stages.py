@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sim2real.adapters import Chain, Noise
 from sim2real.calibration import (
     Adaptation,
     Check,
@@ -25,12 +26,14 @@ from sim2real.calibration import (
     outside_forces,
     own_values,
 )
-from sim2real.combination import recalibrate
+from sim2real.combination import CombinedPredictor, recalibrate
+from sim2real.distillation import Distilled, distill, practise
 from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError, NonFiniteError
 from sim2real.estimation import Observation
 from sim2real.evaluation import (
     EnsemblePredictor,
+    Predictor,
     Questions,
     RecordingPredictor,
     SimulatorPredictor,
@@ -40,7 +43,9 @@ from sim2real.evaluation import (
 from sim2real.plant import Plant
 from sim2real.preparation import Setup, Shift
 from sim2real.randomization import ParameterSet
+from sim2real.recipe import LearnSection
 from sim2real.run_directory import RunDirectory
+from sim2real.twin import Twin
 from sim2real.world_model import (
     EnsembleConfig,
     EnsembleDynamics,
@@ -259,16 +264,7 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
     commanded = setup.recordings.commanded
     if not commanded:
         raise LogError("`learn:` needs training recordings of commanded actions; these have measured ones only")
-    config = EnsembleConfig(
-        wraps=setup.plant.model.wraps,
-        actions=setup.plant.actions,
-        timestep=recipe.timestep,
-        history=recipe.history,
-        members=recipe.members,
-        hidden=recipe.hidden,
-        lookback=recipe.lookback,
-        latents=recipe.latents,
-    )
+    config = _of_recordings(setup, recipe)
 
     def say(name: str, line: str) -> None:
         progress(f"{name.replace('_', ' ')}: {line}")
@@ -294,6 +290,57 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
         predictor = RecordingPredictor(models[name], setup.channels)
         models[name].recalibration = recalibrate(predictor, validation(setup))
     return models
+
+
+def _of_recordings(setup: Setup, recipe: LearnSection) -> EnsembleConfig:
+    return EnsembleConfig(
+        wraps=setup.plant.model.wraps,
+        actions=setup.plant.actions,
+        timestep=recipe.timestep,
+        history=recipe.history,
+        members=recipe.members,
+        hidden=recipe.hidden,
+        lookback=recipe.lookback,
+        latents=recipe.latents,
+    )
+
+
+def combine(setup: Setup, simulator: SimulatorPredictor, others: Sequence[Predictor]) -> CombinedPredictor:
+    """Return the identified simulator and models together, weighed on the validation recordings."""
+    training = [Questions.of(e, setup.channels) for e in setup.recordings.train]
+    return CombinedPredictor.fit([simulator, *others], validation(setup), training)
+
+
+def distill_stage(
+    setup: Setup, simulator: SimulatorPredictor, learned: Mapping[str, EnsembleDynamics], progress: Progress
+) -> Distilled:
+    """Make one model of what the simulator and the models that learned from recordings say together."""
+    recipe = setup.recipe.learn
+    assert recipe is not None
+    models = [RecordingPredictor(model, setup.channels) for model in learned.values()]
+    encoder = next(iter(learned.values())).encoder
+    assert encoder is not None
+    known = setup.plant.nominal()
+    twin = Twin(
+        setup.plant,
+        {name: value for name, value in simulator.best.items() if name in known},
+        Chain([Noise(gap="perception", additive=float(encoder.noise.mean()))]),
+        period=recipe.timestep,
+    )
+    rng = setup.rng("practice")
+    practice = practise(twin, excitation(setup, setup.plant), setup.channels, hold=recipe.timestep, rng=rng)
+    return distill(
+        combine(setup, simulator, models),
+        EnsembleDynamics(_of_recordings(setup, recipe), setup.recipe.seed),
+        setup.recordings.commanded,
+        practice,
+        setup.recordings.validation,
+        setup.channels,
+        trust=recipe.trust,
+        iterations=recipe.iterations,
+        seed=setup.recipe.seed,
+        progress=lambda line: progress(f"distilled model: {line}"),
+    )
 
 
 def adapt_stage(setup: Setup, posterior: Posterior, shift: Shift, progress: Progress) -> Adaptation:

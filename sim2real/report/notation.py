@@ -106,6 +106,7 @@ LOOKS = {
     "finetuned_model": Look("fine-tuned model", "#009e73", "diamond"),
     "recordings_model": Look("model of the logs", "#f0e442", "triangle-down"),
     "rehearsed_model": Look("rehearsed model", "#8b5a2b", "cross"),
+    "distilled_model": Look("distilled model", "#5d3a9b", "triangle-left"),
     "combined": Look("combined", "#222222", "hexagon"),
     "adapted_simulator": Look("adapted simulator", "#cc79a7", "star"),
     "adapted_model": Look("adapted model", "#e69f00", "pentagon"),

@@ -26,7 +26,7 @@ SMALL = [
     "observer.bandwidths=[45]",
     "model={stretches: 20, iterations: 60, members: 3, hidden: [16], steps: 10}",
     "finetune={iterations: 5, steps: 5}",
-    "learn={timestep: 0.02, iterations: 12, members: 2, hidden: [8], batch: 8, latents: 1}",
+    "learn={timestep: 0.02, iterations: 12, members: 2, hidden: [8], batch: 8, latents: 1, distill: true}",
     "control={limit: 3.0, seconds: 0.4, starts: 2, candidates: 20}",
 ]
 
@@ -92,7 +92,8 @@ def test_run_writes_everything(finished: tuple[Path, str]) -> None:
         "posterior/samples.safetensors",
         "model/finetuned/config.json",
         "model/recordings_model/config.json",
-        "model/rehearsed_model/config.json",
+        "model/rehearsed_model/recalibration.json",
+        "model/distilled_model/recalibration.json",
     )
     for name in artifacts:
         assert (run / name).is_file(), name
@@ -111,6 +112,7 @@ def test_metrics_hold_what_they_promise(finished: tuple[Path, str]) -> None:
         "finetuned_model",
         "recordings_model",
         "rehearsed_model",
+        "distilled_model",
         "combined",
     }
     assert set(rows) == predictors

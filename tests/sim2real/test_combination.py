@@ -115,10 +115,18 @@ def test_models_of_recordings_count_less_outside_what_was_recorded(what: str) ->
     assert (doubt.max() > 1.2) == (what not in ("turn", "nothing"))
 
 
+def test_ranges_are_known_between_horizons() -> None:
+    asked = Questions.of(recording("known", 1), ["position"])
+    inside = Range.of([asked])
+    between = Questions.of(asked.episode, ["position"], horizons=(0.05, 0.15, 0.3, 0.7, 0.9))
+    assert np.median(inside.doubt(between, between.truth)) == 1.0
+    assert np.median(inside.doubt(between, between.now[:, None] + 9 * inside.most[-1, -1])) > 1.2
+
+
 def test_half_the_weight_is_lost_a_tenth_of_the_range_outside_it() -> None:
     asked = Questions.of(recording("known", 1), ["position"])
     anything = np.full((len(asked.horizons), 3), 1e12)
-    inside = Range(-anything, anything, np.array([-1.0]), np.array([1.0]))
+    inside = Range(np.array(asked.horizons), -anything, anything, np.array([-1.0]), np.array([1.0]))
     doubt = torch.as_tensor(inside.doubt(asked, np.full(asked.truth.shape, 1.2)))
     weight = saying(0.0, 1.0).widened(doubt[:3, :2]).variance ** -2
     np.testing.assert_allclose(weight, 0.5, rtol=2e-3)

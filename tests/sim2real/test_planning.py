@@ -243,6 +243,18 @@ class Says:
         return np.full((len(estimate.state), 1), self.commands[min(round(t / DT), len(self.commands) - 1)])
 
 
+def test_models_that_look_back_are_shown_the_readings_before_the_present_one() -> None:
+    policy = Says(1.0, -1.0, 0.5)
+    twin, start = Twin(Plant(RobotModel("pendulum"), timestep=0.01), period=0.05), np.array([[0.5, 0.0], [-0.3, 0.0]])
+    shared: dict[str, Any] = {"seconds": 0.6, "period": DT, "limit": LIMIT, "history": 3}
+    found = closed_loop(twin, policy, DerivativeFilter(span=0.1), start, lookback=2, **shared)
+    assert [e.positions.shape for e in policy.seen if e.positions is not None] == [(2, 2, 1)] * 6
+    read = found.states[:, :, :1]
+    np.testing.assert_allclose(policy.seen[0].positions, read[:, [0, 0]])
+    np.testing.assert_allclose(policy.seen[1].positions, read[:, [0, 0]])
+    np.testing.assert_allclose(policy.seen[4].positions, read[:, 2:4])
+
+
 def test_the_hard_limit_holds_whatever_the_policy_says(rail: Twin) -> None:
     policy = Says(50.0, -50.0, 0.5)
     found = run(rail, policy, seconds=0.5)
