@@ -120,7 +120,7 @@ def test_ranges_are_known_between_horizons() -> None:
     inside = Range.of([asked])
     between = Questions.of(asked.episode, ["position"], horizons=(0.05, 0.15, 0.3, 0.7, 0.9))
     assert np.median(inside.doubt(between, between.truth)) == 1.0
-    assert np.median(inside.doubt(between, between.now[:, None] + 9 * inside.most[-1, -1])) > 1.2
+    assert np.median(inside.doubt(between, between.truth + 9 * inside.most[-1, -1])) > 1.2
 
 
 def test_half_the_weight_is_lost_a_tenth_of_the_range_outside_it() -> None:
