@@ -6,6 +6,7 @@ import torch
 from sim2real.adapters import Chain, FirstOrderLag, Noise
 from sim2real.calibration import identify
 from sim2real.combination import CombinedPredictor
+from sim2real.distillation import distill, practise
 from sim2real.estimation import Observation
 from sim2real.evaluation import Predictor, Questions, RecordingPredictor, SimulatorPredictor, score
 from sim2real.plant import Plant
@@ -49,6 +50,13 @@ def main() -> None:
         answer = CombinedPredictor.fit(predictors, [known])(asked)
         found = score(answer, asked, ["hinge"], rng)
         print(f"{name}: mean NRMSE {found['mean_nrmse']:.3f}, 90 % intervals hold {found['coverage90']:.0%}")
+
+    # one ensemble, without a simulator inside, that says what all of them say together: for a planner
+    teacher = CombinedPredictor.fit(list(parts.values()), [known], [Questions.of(learn, ["position"])])
+    twin = Twin(plant, posterior.values, period=config.timestep)
+    practice = practise(twin, excitation, ["position"], hold=config.timestep, rng=rng)
+    one = distill(teacher, EnsembleDynamics(config, 1), [learn], practice, [held_out], ["position"], iterations=500)
+    print(f"distilled: mean NRMSE {one.student:.3f} where its teacher has {one.teacher:.3f}")
 
 
 if __name__ == "__main__":
