@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sim2real.calibration.evidence import Evidence, OfReadings, OfStates
+from sim2real.calibration.last_layer import regress_last_layer
+from sim2real.calibration.tuning import KINDS, METHODS, Method, move
 from sim2real.episodes import Array
+from sim2real.errors import ModelError, did_you_mean
 from sim2real.evaluation import HORIZONS, Questions
 from sim2real.prediction import Prediction, Recalibration
 from sim2real.world_model.dataset import Stretches
 from sim2real.world_model.ensemble import EnsembleDynamics
 from sim2real.world_model.scores import gaussian_crps
-from sim2real.world_model.training import batches, change_scale, optimise, rollout_loss, step_loss
 
 # A horizon may get worse by this share of its CRPS before the gate refuses.
 MARGIN = 0.05
 # Share of bootstrap draws in which the new model must be the better one.
 SURE = 0.9
+# Stretches of time that `auto` compares methods on.
+FOLDS = 4
 Answer = Callable[[EnsembleDynamics, Questions], Prediction]
 
 
@@ -35,21 +40,44 @@ class FinetuneResult:
         accepted: whether the fine-tuned model replaced the old one.
         reason: in words.
         crps: mean CRPS on the held-out recordings per horizon, `{"before": {...}, "after": {...}}` [rad or m].
+        method: that was used; `none` where `auto` found nothing better than the model as it was.
+        tried: with `auto`, for each method the root mean squared error on what it had not seen, relative to how far the
+            robot gets.
+        forgetting: that error on replayed simulations, `{"before": ..., "after": ...}`; empty without a replay.
     """
 
     model: EnsembleDynamics
     accepted: bool
     reason: str
     crps: dict[str, dict[str, float]]
+    method: str
+    tried: dict[str, float]
+    forgetting: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is told of it."""
+        told = ("accepted", "reason", "crps", "method", "tried", "forgetting")
+        return {name: getattr(self, name) for name in told}
+
+
+@dataclass(frozen=True)
+class _Settings:
+    anchor: float
+    iterations: int
+    batch: int
+    rate: float
+    replay_weight: float
+    seed: int
 
 
 def finetune_dynamics(
     model: EnsembleDynamics,
-    real: Stretches,
+    real: Stretches | OfReadings,
     *,
     answer: Answer,
     held_out: Sequence[Questions],
-    replay: Stretches | None = None,
+    method: Method | Literal["auto"] = "anchored",
+    replay: Stretches | OfReadings | None = None,
     replay_weight: float = 0.3,
     anchor: float = 1.0,
     iterations: int = 300,
@@ -58,22 +86,29 @@ def finetune_dynamics(
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> FinetuneResult:
-    """Fine-tune the dynamics towards real stretches, anchored to the weights that the model has, and gate the result.
+    """Fine-tune the dynamics towards real recordings, and gate the result.
 
-    Every member is pulled towards its own pre-trained weights and sees the real data under its own random weighting of
-    blocks of time (anchored ensembles, Pearce et al. 2020; Bayesian bootstrap, Rubin 1981), so that the members remain
-    draws from a posterior whose prior is the simulator. Normalisers are not touched.
+    Every member sees the real data under its own random weighting of blocks of time (Bayesian bootstrap, Rubin 1981),
+    so that the members remain draws from a posterior. Encoder and normalisers are not touched. The methods:
+
+    - `anchored`: all weights, each pulled towards what it was: the pre-trained model is the prior (Pearce et al. 2020).
+    - `full`: all weights, free.
+    - `low_rank`: of each layer an update of low rank (Hu et al. 2022), anchored.
+    - `delta`: a small network beside the frozen one, anchored at nothing.
+    - `last_layer`: Bayesian linear regression of single steps on what the last layer sees, in closed form.
+    - `auto`: whichever predicts best what it has not seen, by cross-validation over `FOLDS` stretches of time; or none.
 
     Args:
         model: the pre-trained model; it is not changed.
-        real: stretches of real recordings, shared by all members.
+        real: windows of real recordings: `from_episodes`, or, for a model that looks back, `OfReadings.of`.
         answer: predicts held-out questions with a model.
         held_out: questions about recordings that `real` does not contain.
-        replay: simulated stretches that are mixed in, so that nothing is forgotten.
+        method: how the dynamics may move.
+        replay: simulated windows that are mixed in, so that nothing is forgotten; `last_layer` does without.
         replay_weight: of the simulated loss relative to the real one.
-        anchor: strength of the pull, as a number of real stretches that it is worth.
+        anchor: strength of the pull, as a number of real windows that it is worth.
         iterations: of Adam.
-        batch: stretches a member in an iteration.
+        batch: windows a member in an iteration.
         rate: peak learning rate.
         seed: of the draws.
         progress: called with a line now and then.
@@ -82,35 +117,20 @@ def finetune_dynamics(
         the model to go on with, and why.
 
     Raises:
+        ModelError: no such method, or `auto` has too few blocks of time.
         NonFiniteError: the loss or a prediction is not finite.
     """
-    tuned = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    members, history = model.config.members, model.config.history
-    anchors = [(w, w.square().mean().sqrt().clamp_min(1e-3)) for w in model.anchors()]
-    weights = _block_weights(real.block, members, generator)
-    real_scale = change_scale(real)
-    replay_scale = change_scale(replay) if replay is not None else real_scale
-    pull = anchor / real.states.shape[1]
-
-    def part(data: Stretches, scale: Tensor, weight: Tensor) -> Tensor:
-        states, commands, rows = batches(data, members, batch, generator)
-        w = torch.gather(weight, 1, rows) if weight.shape[1] > 1 else weight.expand(members, batch)
-        k = int(torch.randint(data.steps, (1,), generator=generator))
-        single = step_loss(tuned, states[:, :, k : k + 2], commands[:, :, k : k + history], w)
-        return 30 * rollout_loss(tuned, states, commands, scale, w) + 0.1 * single
-
-    def loss(_: int) -> Tensor:
-        value = part(real, real_scale, weights)
-        if replay is not None and replay_weight > 0:
-            value = value + replay_weight * part(replay, replay_scale, torch.ones(members, 1))
-        distance = sum(
-            ((w - old) / size).square().sum()
-            for w, (old, size) in zip(tuned.dynamics.parameters(), anchors, strict=True)
-        )
-        return value + pull * distance / members
-
-    optimise(tuned, loss, iterations, rate, lambda i, v: progress(f"fine-tune {i + 1}/{iterations}: loss {v:.3f}"))
+    if method not in (*METHODS, "auto"):
+        raise ModelError(f"no method named {method!r} to fine-tune with{did_you_mean(method, (*METHODS, 'auto'))}")
+    settings = _Settings(anchor, iterations, batch, rate, replay_weight, seed)
+    evidence, simulated = _evidence(real), None if replay is None else _evidence(replay)
+    tried: dict[str, float] = {}
+    chosen: str = method
+    if method == "auto":
+        tried = cross_validate(model, evidence, simulated, settings, progress)
+        chosen = min(tried, key=lambda name: tried[name])
+        progress(f"chosen by cross-validation: {chosen}")
+    tuned = model if chosen == "none" else _tune(model, evidence, simulated, chosen, settings, progress)
     before, after = (_crps(answer, m, held_out) for m in (model, tuned))
     blocks, first = [], 0
     for questions in held_out:
@@ -118,10 +138,81 @@ def finetune_dynamics(
         first = int(blocks[-1].max()) + 1
     accepted, reason = gate(before, after, np.concatenate(blocks), np.random.default_rng(seed))
     crps = {
-        name: {f"{h:g}": float(v) for h, v in zip(HORIZONS, rows.mean(0), strict=True)}
+        name: {f"{h:g}": float(v) for h, v in zip(HORIZONS, rows.mean((0, 2)), strict=True)}
         for name, rows in (("before", before), ("after", after))
     }
-    return FinetuneResult(tuned if accepted else model, accepted, reason, crps)
+    forgetting = {}
+    if simulated is not None:
+        forgetting = {name: _error(simulated.errors(m)) for name, m in (("before", model), ("after", tuned))}
+    return FinetuneResult(tuned if accepted else model, accepted, reason, crps, chosen, tried, forgetting)
+
+
+def _evidence(data: Stretches | OfReadings) -> Evidence:
+    return OfStates(data) if isinstance(data, Stretches) else data
+
+
+def _error(squares: Tensor) -> float:
+    return float(squares.mean().sqrt())
+
+
+def cross_validate(
+    model: EnsembleDynamics,
+    real: Evidence,
+    replay: Evidence | None,
+    settings: _Settings,
+    progress: Callable[[str], None],
+) -> dict[str, float]:
+    """Return the error of each method, and of `none`, on stretches of time that it was not tuned on.
+
+    The blocks on both sides of a stretch are left out of the tuning, too.
+    """
+    numbers = torch.unique(real.block)
+    if len(numbers) < 2 * FOLDS:
+        raise ModelError(
+            f"method auto compares on {FOLDS} stretches of time: expected {2 * FOLDS} blocks of recordings or more, "
+            f"found {len(numbers)}; name a method, or record longer"
+        )
+    squares: dict[str, list[Tensor]] = {name: [] for name in ("none", *METHODS)}
+    for fold, held in enumerate(torch.tensor_split(numbers, FOLDS)):
+        near = (real.block >= held[0] - 1) & (real.block <= held[-1] + 1)
+        inside = (real.block >= held[0]) & (real.block <= held[-1])
+        seen, unseen = real.where(~near), real.where(inside)
+        for name, found in squares.items():
+            if name == "delta" and not model.config.hidden:
+                continue
+            progress(f"cross-validation {fold + 1}/{FOLDS}: {name}")
+            tuned = model if name == "none" else _tune(model, seen, replay, name, settings, lambda _: None)
+            found.append(unseen.errors(tuned))
+    return {name: _error(torch.cat(found)) for name, found in squares.items() if found}
+
+
+def _tune(
+    model: EnsembleDynamics,
+    real: Evidence,
+    replay: Evidence | None,
+    method: str,
+    settings: _Settings,
+    progress: Callable[[str], None],
+) -> EnsembleDynamics:
+    generator = torch.Generator().manual_seed(settings.seed)
+    weights, many = _block_weights(real.block, model.config.members, generator), len(real.block)
+    if method == "last_layer":
+        return regress_last_layer(model, real, weights, settings.anchor)
+    moving = KINDS[method](model, generator)
+    alike = torch.ones(model.config.members, 1)
+
+    def loss(moved: EnsembleDynamics) -> Tensor:
+        value = real.loss(moved, weights, settings.batch, generator)
+        if replay is not None and settings.replay_weight > 0:
+            value = value + settings.replay_weight * replay.loss(moved, alike, settings.batch, generator)
+        return value
+
+    pull = 0.0 if method == "full" else settings.anchor / many
+    iterations = settings.iterations
+    return move(
+        moving, loss, pull, iterations, settings.rate,
+        lambda i, v: progress(f"fine-tune {i + 1}/{iterations}: loss {v:.3f}"),
+    )  # fmt: skip
 
 
 def gate(
@@ -129,12 +220,17 @@ def gate(
 ) -> tuple[bool, str]:
     """Decide whether a model may replace another, from their CRPS on the same held-out windows.
 
-    Accepted when the CRPS pooled over horizons (each relative to the old one) falls in at least 90 % of bootstrap draws
-    of one-second blocks, so that luck is not taken for progress, and no horizon rises by more than 5 %.
+    Accepted when
+
+    - the CRPS pooled over horizons and channels (each relative to the old one) falls,
+    - in at least 90 % of bootstrap draws of one-second blocks, so that luck is not taken for progress,
+    - no horizon rises by more than 5 %, channels pooled,
+    - and no channel at any horizon surely rises by more than 5 %, at a level of 10 % for all of them together (Holm
+      1979).
 
     Args:
-        before: (W, H) of the old model.
-        after: (W, H) of the new one.
+        before: (W, H, D) of the old model.
+        after: (W, H, D) of the new one.
         blocks: (W,) the block of time of each window.
         rng: of the bootstrap.
         draws: of the bootstrap.
@@ -143,37 +239,53 @@ def gate(
         whether the new model is accepted, and why, in words.
     """
     many = int(blocks.max()) + 1
-    total = np.stack([[np.bincount(blocks, column, many) for column in rows.T] for rows in (before, after)])
-    picked = rng.integers(many, size=(draws, many))
-    resampled = total[:, :, picked].sum(-1)
-    pooled = np.log(resampled[1] / resampled[0]).mean(0)
+    total = np.zeros((2, many, *before.shape[1:]))
+    for k, rows in enumerate((before, after)):
+        np.add.at(total[k], blocks, rows)
+    picked = np.stack([np.bincount(rng.integers(many, size=many), minlength=many) for _ in range(draws)])
+    resampled = np.einsum("rb,kbhd->krhd", picked.astype(float), total).clip(1e-300)
+    pooled = np.log(resampled[1].sum(2) / resampled[0].sum(2)).mean(1)
     sure = float((pooled < 0).mean())
-    ratio = after.mean(0) / before.mean(0)
+    ratio = after.mean((0, 2)) / before.mean((0, 2))
     change = 100 * (float(np.exp(np.log(ratio).mean())) - 1)
-    said = f"CRPS on held-out recordings changed by {change:+.1f} % (pooled over horizons)"
+    said, stays = (
+        f"CRPS on held-out recordings changed by {change:+.1f} % (pooled over horizons)",
+        "the pre-trained model stays",
+    )
     if change >= 0:
-        return False, f"refused: {said}; the pre-trained model stays"
+        return False, f"refused: {said}; {stays}"
     if sure < SURE:
-        return (
-            False,
-            f"refused: {said}, but only {100 * sure:.0f} % of resampled blocks agree; the pre-trained model stays",
-        )
+        return False, f"refused: {said}, but only {100 * sure:.0f} % of resampled blocks agree; {stays}"
     worst = int(np.argmax(ratio))
     if ratio[worst] > 1 + MARGIN:
-        rise = f"by {100 * (ratio[worst] - 1):+.1f} % at {HORIZONS[worst]:g} s"
-        return False, f"refused: {said}, but {rise}; the pre-trained model stays"
+        return False, f"refused: {said}, but by {100 * (ratio[worst] - 1):+.1f} % at {HORIZONS[worst]:g} s; {stays}"
+    harmed = _worse(resampled[1] / resampled[0])
+    if harmed is not None:
+        h, d = harmed
+        rise = 100 * (float(after[:, h, d].mean() / before[:, h, d].mean()) - 1)
+        return False, f"refused: {said}, but by {rise:+.1f} % in channel {d + 1} at {HORIZONS[h]:g} s; {stays}"
     return True, f"accepted: {said}, in {100 * sure:.0f} % of resampled blocks"
 
 
+def _worse(ratio: Array) -> tuple[int, int] | None:
+    """Return the horizon and channel that got worse by more than the margin most surely, from draws (R, H, D)."""
+    chance = ((ratio <= 1 + MARGIN).sum(0) + 1) / (len(ratio) + 1)
+    order = np.argsort(chance, axis=None)
+    # Holm: the smallest of K is compared with level / K; what does not pass it stops there
+    if chance.flat[order[0]] > (1 - SURE) / chance.size:
+        return None
+    h, d = np.unravel_index(order[0], chance.shape)
+    return int(h), int(d)
+
+
 def _crps(answer: Answer, model: EnsembleDynamics, held_out: Sequence[Questions]) -> Array:
-    """(W, H) CRPS, each model with the variance that suits it best: what counts here is the motion it predicts."""
+    """(W, H, D) CRPS, each model with the variance that suits it best: what counts here is the motion it predicts."""
     predictions = [answer(model, questions).require_finite("the world model") for questions in held_out]
     pooled = Prediction.concatenate(predictions)
     truth = np.concatenate([q.truth for q in held_out])
     pooled = Recalibration.fit(pooled, torch.as_tensor(truth)).apply(pooled)
     error = pooled.mean.double().numpy() - truth
-    crps: Array = gaussian_crps(error, pooled.variance.double().numpy()).mean(2)
-    return crps
+    return gaussian_crps(error, pooled.variance.double().numpy())
 
 
 def _block_weights(block: Tensor, members: int, generator: torch.Generator) -> Tensor:

@@ -33,11 +33,12 @@ class BatchedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (M, B, inputs) to (M, B, outputs)."""
-        last = len(self.weights) - 1
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, x, weight)
-            if i < last:
-                x = nn.functional.silu(x)
+        return torch.baddbmm(self.biases[-1], self.last_hidden(x), self.weights[-1])
+
+    def last_hidden(self, x: Tensor) -> Tensor:
+        """Map (M, B, inputs) to what the last layer sees: (M, B, H)."""
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = nn.functional.silu(torch.baddbmm(bias, x, weight))
         return x
 
 

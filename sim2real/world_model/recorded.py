@@ -168,7 +168,7 @@ def _fit_variances(
     config, encoder = model.config, model.encoder
     assert encoder is not None
     d, dt, history = config.joints, config.timestep, config.history
-    now, later = _pairs(episodes, channels, config, estimator)
+    now, later, _ = step_pairs(episodes, channels, config, estimator)
     weight, bias = model.dynamics.weights[-1], model.dynamics.biases[-1]
     only = torch.zeros(weight.shape[-1])
     only[2 * d : 4 * d] = 1.0
@@ -191,28 +191,41 @@ def _fit_variances(
             hook.remove()
 
 
-def _pairs(
-    episodes: Sequence[Episode], channels: Sequence[str], config: EnsembleConfig, estimator: KalmanFilter
-) -> tuple[Recorded, Recorded]:
-    """Return windows of a step, and those that start at the reading nearest to a step later, aligned.
+def step_pairs(
+    episodes: Sequence[Episode],
+    channels: Sequence[str],
+    config: EnsembleConfig,
+    estimator: KalmanFilter,
+    steps: int = 1,
+) -> tuple[Recorded, Recorded, Tensor]:
+    """Return windows of T steps, those that start at the reading nearest to a step later, and the second of each.
 
-    Where readings are further apart than a step, those between are interpolated.
+    Where readings are further apart than a step, those between are interpolated. Seconds are numbered through all
+    recordings: (N,).
+
+    Raises:
+        LogError: none fits.
     """
-    first, second = [], []
-    dt = config.timestep
+    first, second, blocks = [], [], []
+    dt, begun = config.timestep, 0
     for e in episodes:
         if e.period > 1.25 * dt:
             e = resample(e, dt)
         t, states = e.observed_at, causal_states(estimator, e, channels)
-        rows = window_starts(e, config, 3 * dt)
+        rows = window_starts(e, config, (steps + 2) * dt)
         after = np.searchsorted(t, t[rows] + dt - 1e-9)
         near = np.abs(t[after] - t[rows] - dt) < 0.25 * dt
         if near.any():
-            first.append(cut_window(e, rows[near], channels, config, states, 1))
+            first.append(cut_window(e, rows[near], channels, config, states, steps))
             second.append(cut_window(e, after[near], channels, config, states, 1))
+            blocks.append(begun + (t[rows[near]] - t[0]).astype(int))
+            begun = int(blocks[-1].max()) + 1
     if not first:
-        raise LogError(f"no two readings are a model step of {dt:g} s apart; choose another timestep")
-    return Recorded.joined(first), Recorded.joined(second)
+        raise LogError(
+            f"no recording has a window of {(steps + 2) * dt:g} s whose readings are a model step of {dt:g} s apart; "
+            "record longer, or choose another timestep"
+        )
+    return Recorded.joined(first), Recorded.joined(second), torch.as_tensor(np.concatenate(blocks))
 
 
 def estimates(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -43,11 +43,25 @@ class Recorded:
 
     def drawn(self, members: int, size: int, generator: torch.Generator) -> Recorded:
         """Draw windows for every member: (M, size, ...)."""
-        rows = torch.randint(len(self), (members, size), generator=generator)
+        return self.taken(torch.randint(len(self), (members, size), generator=generator))
+
+    def taken(self, rows: Tensor) -> Recorded:
+        """Return some windows for every member, by their numbers (M, B): (M, B, ...)."""
         if self.state.dim() == 2:
-            return Recorded(*(getattr(self, f.name)[rows] for f in fields(self)))
-        member = torch.arange(members)[:, None]
-        return Recorded(*(getattr(self, f.name)[member, rows] for f in fields(self)))
+            return self._each(lambda value: value[rows])
+        member = torch.arange(len(rows))[:, None]
+        return self._each(lambda value: value[member, rows])
+
+    def where(self, keep: Tensor) -> Recorded:
+        """Return some windows, by a mask (N,)."""
+        return self._each(lambda value: value[keep] if self.state.dim() == 2 else value[:, keep])
+
+    def expanded(self, members: int) -> Recorded:
+        """Return the windows for every member: (M, N, ...)."""
+        return self._each(lambda value: value.expand(members, *value.shape) if self.state.dim() == 2 else value)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Recorded:
+        return Recorded(*(change(getattr(self, f.name)) for f in fields(self)))
 
     def spread(self) -> Tensor:
         """(T, D) standard deviation of how far the robot gets in each number of steps."""

@@ -215,8 +215,8 @@ def test_what_is_not_finite_is_an_error(model: EnsembleDynamics) -> None:
 
 def decide(ratio: Array, blocks: int = 20) -> tuple[bool, str]:
     rng = np.random.default_rng(0)
-    before = rng.uniform(0.5, 1.5, (10 * blocks, 4))
-    after = before * np.broadcast_to(ratio, before.shape)
+    before = rng.uniform(0.5, 1.5, (10 * blocks, 4, 2))
+    after = before * np.broadcast_to(ratio if np.ndim(ratio) == 3 else np.asarray(ratio)[..., None], before.shape)
     return gate(before, after, np.repeat(np.arange(blocks), 10), np.random.default_rng(1))
 
 
@@ -253,3 +253,17 @@ def test_the_gate_refuses_luck() -> None:
     assert "% of resampled blocks agree" in reason
     # the same gain, spread evenly over the blocks, is believed
     assert decide(np.full((200, 1), float(ratio.mean())))[0]
+
+
+@pytest.mark.parametrize(("rise", "noise", "accepted"), [(1.3, 0.0, False), (1.04, 0.0, True), (1.3, 1.0, True)])
+def test_the_gate_refuses_one_channel_that_surely_gets_worse(rise: float, noise: float, accepted: bool) -> None:
+    """The second channel at 0.5 s, whose errors are a tenth of the first's, so that the horizon as a whole improves."""
+    ratio = np.full((200, 4, 2), 0.5)
+    # by blocks: what happens in a few of them may be chance
+    ratio[:, 2, 1] = rise * np.exp(noise * np.repeat(np.random.default_rng(3).normal(size=20), 10) - 0.5 * noise**2)
+    rng = np.random.default_rng(0)
+    before = rng.uniform(0.5, 1.5, (200, 4, 2)) * [1.0, 0.1]
+    found, reason = gate(before, before * ratio, np.repeat(np.arange(20), 10), np.random.default_rng(1))
+    assert found is accepted, reason
+    if not accepted:
+        assert "in channel 2 at 0.5 s" in reason

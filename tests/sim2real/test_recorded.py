@@ -22,7 +22,7 @@ from sim2real.plant import Plant
 from sim2real.randomization import RobotModel
 from sim2real.twin import Twin, excite
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, fit_to_recordings
-from sim2real.world_model.recorded import _fit_variances, _pairs, estimates
+from sim2real.world_model.recorded import _fit_variances, estimates, step_pairs
 from sim2real.world_model.training import optimise
 from sim2real.world_model.windows import Recorded, causal_states
 
@@ -128,8 +128,11 @@ def test_a_recalibrated_model_keeps_it_on_disk_and_drops_it_when_it_learns(
 def test_readings_further_apart_than_a_step_are_interpolated(logs: list[Episode]) -> None:
     sparse = resample(logs[0], 0.04)
     assert sparse.period > DT
-    now, later = _pairs([sparse], ["position"], config(), KalmanFilter([100.0], [1e-3]))
+    now, later, block = step_pairs([sparse], ["position"], config(), KalmanFilter([100.0], [1e-3]))
     assert len(now) == len(later) > 0.9 * sparse.duration / DT
+    assert len(block) == len(now)
+    assert int(block.diff().max()) == 1
+    assert int(block[-1]) == int(sparse.duration - 0.06)
     # a step later is where the readings of twice as often say that it is
     every = resample(logs[0], DT)
     known, measured = every.observed_at[:, None], every.observations
