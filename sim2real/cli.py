@@ -220,7 +220,14 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
         console.print(f"robot file: {_plain(robot if robot.startswith('not written') else str(directory / robot))}")
         console.print(f"report: {_plain(str(directory / 'identification.html'))}")
     elif verb == "finetune":
-        console.print(f"fine-tuning {_plain(result('finetune')['reason'])}")
+        told = result("finetune")
+        console.print(_finetune_table(told))
+        for name, error in told["tried"].items():
+            console.print(f"{_plain(name):>11}: error {error:.3g} on stretches of time it was not tuned on")
+        if told["forgetting"]:
+            before, after = (f"{told['forgetting'][k]:.3g}" for k in ("before", "after"))
+            console.print(f"error on replayed simulations, relative to how far the robot gets: {before}, now {after}")
+        console.print(f"fine-tuning ({_plain(told['method'])}) {_plain(told['reason'])}")
         console.print(f"model: {_plain(str(directory / 'model' / 'finetuned'))}")
     elif verb == "control":
         found = result("control")
@@ -245,6 +252,16 @@ def _parameter_table(parameters: dict[str, Any]) -> Any:
     for name, p in parameters.items():
         low, high = p["interval90"]
         table.add_row(name, f"{p['mean']:.4g}", f"{low:.4g} to {high:.4g}", p["unit"], _plain(p["prior"]))
+    return table
+
+
+def _finetune_table(told: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("seconds ahead", "held-out CRPS before", "after", box=None, pad_edge=False)
+    for horizon, before in told["crps"]["before"].items():
+        after = told["crps"]["after"][horizon]
+        table.add_row(horizon, f"{before:.3g}", f"{after:.3g} ({100 * (after / before - 1):+.0f} %)")
     return table
 
 

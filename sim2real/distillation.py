@@ -33,7 +33,7 @@ class Lesson:
     teacher: Predictor
     practice: Sequence[Episode]
     channels: Sequence[str]
-    windows: int = 4000
+    windows: int = 1500
 
     def record(
         self, config: EnsembleConfig, estimator: KalmanFilter, period: float, *, steps: int, rng: np.random.Generator
@@ -147,7 +147,8 @@ def distill(
         LogError: no window fits the recordings, or those held out.
         NonFiniteError: training diverges.
     """
-    lesson = Lesson(teacher, practice, channels)
+    # a teacher that simulates takes its time: no more is asked than is learned from often
+    lesson = Lesson(teacher, practice, channels, windows=min(Lesson.windows, 20 * iterations))
     fit_to_recordings(
         model, recordings, channels, rehearsal=lesson, trust=trust, iterations=iterations, seed=seed, progress=progress
     )

@@ -207,7 +207,7 @@ class StagedRun:
         observation, _ = self.observation()
         found = stages.finetune_stage(self.setup, self.model("pretrained"), self.posterior, observation, self.watch.say)
         found.model.save(self.path / "model" / "finetuned")
-        return {"accepted": found.accepted, "reason": found.reason, "crps": found.crps}
+        return found.to_json()
 
     def learn(self) -> dict[str, Any]:
         learned = stages.learn_stage(self.setup, self.posterior, self.watch.say)

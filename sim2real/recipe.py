@@ -110,8 +110,9 @@ class ModelSection(Section):
 
 
 class FinetuneSection(Section):
-    """Dynamics-only fine-tuning."""
+    """Dynamics-only fine-tuning; see `finetune_dynamics`."""
 
+    method: Literal["anchored", "full", "low_rank", "delta", "last_layer", "auto"] = "anchored"
     iterations: int = Field(default=200, ge=1)
     steps: int = Field(default=15, ge=2)
     anchor: float = Field(default=1.0, ge=0)

@@ -239,6 +239,7 @@ def finetune_stage(
         real,
         answer=lambda m, q: model_predictor(setup, m, posterior.values, observation)(q),
         held_out=validation(setup),
+        method=recipe.method,
         replay=replay,
         replay_weight=recipe.replay_weight,
         anchor=recipe.anchor,

@@ -101,6 +101,17 @@ def test_run_writes_everything(finished: tuple[Path, str]) -> None:
     assert "Traceback" not in printed
 
 
+def test_finetune_tells_before_and_after_and_what_was_forgotten(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = called("finetune", PENDULUM, *SMALL, cwd=finished[0].parent, capsys=capsys)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"seconds ahead +held-out CRPS before +after", done.stdout), done.stdout
+    assert re.search(r"\n1 +[0-9.]+ +[0-9.]+ \([+-][0-9]+ %\)", done.stdout), done.stdout
+    assert re.search(r"error on replayed simulations.*: [0-9.]+, now [0-9.]+", done.stdout), done.stdout
+    assert re.search(r"fine-tuning \(anchored\) (accepted|refused): CRPS", done.stdout), done.stdout
+
+
 def test_metrics_hold_what_they_promise(finished: tuple[Path, str]) -> None:
     found = metrics(finished[0])
     rows = found["scores"]["test"]["test_recording"]
