@@ -51,6 +51,7 @@ def fit_to_recordings(
     *,
     rehearsal: Lessons | None = None,
     trust: float = 0.3,
+    recorded: float = 1.0,
     iterations: int = 3000,
     batch: int = 64,
     rate: float = 3e-3,
@@ -70,7 +71,9 @@ def fit_to_recordings(
         episodes: with commanded actions; excluded stretches are left out.
         channels: the observations that are joint positions.
         rehearsal: what counts beside the recordings: simulations, or the `Lesson` of a teacher.
-        trust: what such a window counts relative to a recorded one.
+        trust: what such a window counts.
+        recorded: what a recorded window counts; 0 to pre-train on the rehearsal alone, and take from the recordings
+            only how noisy readings are, and how unsure a step is.
         iterations: of Adam, over all lengths.
         batch: windows a member in an iteration.
         rate: peak learning rate.
@@ -78,21 +81,24 @@ def fit_to_recordings(
         progress: called with a line now and then.
 
     Raises:
-        ModelError: the model does not look back.
+        ModelError: the model does not look back, or there is nothing to learn from.
         LogError: no window fits.
         NonFiniteError: the loss diverges.
     """
     config, encoder = model.config, model.encoder
     if encoder is None:
         raise ModelError("a model learns from recordings alone by looking back: set lookback in its EnsembleConfig")
+    if not recorded and rehearsal is None:
+        raise ModelError("nothing to learn from: recordings count nothing, and there is no rehearsal")
     d, dt, history = config.joints, config.timestep, config.history
     estimator = KalmanFilter.fit(episodes, channels)
     encoder.jerk.copy_(torch.as_tensor(estimator.jerk))
     encoder.noise.copy_(torch.as_tensor(estimator.noise))
     room = LONGEST * max(0.0, *(e.duration - before_start(config) for e in episodes)) if episodes else 0.0
     lengths = [max(round(min(seconds, room) / dt), 2) for seconds, _ in GROWING]
-    data = Recorded.of(episodes, channels, config, estimator, steps=max(lengths))
-    sources = [(data, 1.0)]
+    sources = []
+    if recorded:
+        sources.append((Recorded.of(episodes, channels, config, estimator, steps=max(lengths)), recorded))
     if rehearsal is not None:
         progress("preparing the rehearsal")
         period = float(np.median(np.concatenate([np.diff(e.observed_at) for e in episodes])))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sim2real.adapters import Chain, Latency
+from sim2real.episodes import Episode
 from sim2real.errors import ModelError
 from sim2real.evaluation import Questions, RecordingPredictor, score
 from sim2real.kalman import KalmanFilter
@@ -113,3 +114,26 @@ def test_a_rehearsed_model_knows_what_was_not_recorded() -> None:
 
     rehearsed = error(Rehearsal(plant(), masses(0.78, 0.82), excitation, windows=500))
     assert rehearsed < 0.5 * error(None)
+
+
+def test_a_model_can_be_pretrained_on_simulations_alone() -> None:
+    torch.set_num_threads(1)
+    light, heavy = (
+        Twin(plant(), {"dynamics.payload.mass": m}, Chain()).record(
+            "log", excite(np.random.default_rng(0), 12.0, DT, np.array([2.0]), (0.5, 1.3)), hold=DT
+        )
+        for m in (0.5, 1.5)
+    )
+    model, wild = EnsembleDynamics(config()), Excitation((3.0,), (4.0,), (3.2,))
+    settings: dict[str, Any] = {"iterations": 300, "batch": 32, "rate": 0.01, "recorded": 0.0}
+    rehearsal = Rehearsal(plant(), masses(0.5, 0.5), wild, windows=500)
+    fit_to_recordings(model, [heavy], ["position"], rehearsal=rehearsal, **settings)
+
+    def error(log: Episode) -> float:
+        asked = Questions.of(log, ["position"])
+        found = RecordingPredictor(model, ["position"])(asked)
+        return float(score(found, asked, ["hinge"], np.random.default_rng(0))["mean_nrmse"])
+
+    assert error(light) < 0.5 * error(heavy)
+    with pytest.raises(ModelError, match="nothing to learn from"):
+        fit_to_recordings(model, [heavy], ["position"], **settings)
