@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from sim2real.evaluation import HORIZONS, Questions
 from sim2real.prediction import Prediction, Recalibration
 from sim2real.world_model.dataset import Stretches
 from sim2real.world_model.ensemble import EnsembleDynamics
-from sim2real.world_model.scores import gaussian_crps
+from sim2real.world_model.scores import block_interval, gaussian_crps
 
 # A horizon may get worse by this share of its CRPS before the gate refuses.
 MARGIN = 0.05
@@ -37,6 +38,7 @@ class FinetuneResult:
 
     Attributes:
         model: the fine-tuned model where it was accepted, otherwise the one it started from, unchanged.
+        tuned: the fine-tuned model in any case, to look at.
         accepted: whether the fine-tuned model replaced the old one.
         reason: in words.
         crps: mean CRPS on the held-out recordings per horizon, `{"before": {...}, "after": {...}}` [rad or m].
@@ -44,15 +46,18 @@ class FinetuneResult:
         tried: with `auto`, for each method the root mean squared error on what it had not seen, relative to how far the
             robot gets.
         forgetting: that error on replayed simulations, `{"before": ..., "after": ...}`; empty without a replay.
+        seconds: that the tuning took, without cross-validation and gate [s].
     """
 
     model: EnsembleDynamics
+    tuned: EnsembleDynamics
     accepted: bool
     reason: str
     crps: dict[str, dict[str, float]]
     method: str
     tried: dict[str, float]
     forgetting: dict[str, float]
+    seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """Return what is told of it."""
@@ -96,7 +101,8 @@ def finetune_dynamics(
     - `low_rank`: of each layer an update of low rank (Hu et al. 2022), anchored.
     - `delta`: a small network beside the frozen one, anchored at nothing.
     - `last_layer`: Bayesian linear regression of single steps on what the last layer sees, in closed form.
-    - `auto`: whichever predicts best what it has not seen, by cross-validation over `FOLDS` stretches of time; or none.
+    - `auto`: whichever predicts best what it has not seen, by cross-validation over `FOLDS` stretches of time; or none,
+      where that does not surely improve.
 
     Args:
         model: the pre-trained model; it is not changed.
@@ -106,7 +112,8 @@ def finetune_dynamics(
         method: how the dynamics may move.
         replay: simulated windows that are mixed in, so that nothing is forgotten; `last_layer` does without.
         replay_weight: of the simulated loss relative to the real one.
-        anchor: strength of the pull, as a number of real windows that it is worth.
+        anchor: strength of the pull, as a number of seconds of real recordings that the pre-trained weights are worth;
+            windows of a second overlap, and count as one.
         iterations: of Adam.
         batch: windows a member in an iteration.
         rate: peak learning rate.
@@ -127,10 +134,11 @@ def finetune_dynamics(
     tried: dict[str, float] = {}
     chosen: str = method
     if method == "auto":
-        tried = cross_validate(model, evidence, simulated, settings, progress)
-        chosen = min(tried, key=lambda name: tried[name])
+        chosen, tried = cross_validate(model, evidence, simulated, settings, progress)
         progress(f"chosen by cross-validation: {chosen}")
+    clock = time.perf_counter()
     tuned = model if chosen == "none" else _tune(model, evidence, simulated, chosen, settings, progress)
+    seconds = time.perf_counter() - clock
     before, after = (_crps(answer, m, held_out) for m in (model, tuned))
     blocks, first = [], 0
     for questions in held_out:
@@ -144,7 +152,9 @@ def finetune_dynamics(
     forgetting = {}
     if simulated is not None:
         forgetting = {name: _error(simulated.errors(m)) for name, m in (("before", model), ("after", tuned))}
-    return FinetuneResult(tuned if accepted else model, accepted, reason, crps, chosen, tried, forgetting)
+    return FinetuneResult(
+        tuned if accepted else model, tuned, accepted, reason, crps, chosen, tried, forgetting, seconds
+    )
 
 
 def _evidence(data: Stretches | OfReadings) -> Evidence:
@@ -161,10 +171,11 @@ def cross_validate(
     replay: Evidence | None,
     settings: _Settings,
     progress: Callable[[str], None],
-) -> dict[str, float]:
-    """Return the error of each method, and of `none`, on stretches of time that it was not tuned on.
+) -> tuple[str, dict[str, float]]:
+    """Return the method of choice, and the error of each, and of `none`, on stretches of time that it was not tuned on.
 
-    The blocks on both sides of a stretch are left out of the tuning, too.
+    The blocks on both sides of a stretch are left out of the tuning, too. Chosen is the one with the smallest error, if
+    it is smaller than that of `none` in at least 90 % of bootstrap draws of blocks.
     """
     numbers = torch.unique(real.block)
     if len(numbers) < 2 * FOLDS:
@@ -173,17 +184,26 @@ def cross_validate(
             f"found {len(numbers)}; name a method, or record longer"
         )
     squares: dict[str, list[Tensor]] = {name: [] for name in ("none", *METHODS)}
+    blocks = []
     for fold, held in enumerate(torch.tensor_split(numbers, FOLDS)):
         near = (real.block >= held[0] - 1) & (real.block <= held[-1] + 1)
         inside = (real.block >= held[0]) & (real.block <= held[-1])
         seen, unseen = real.where(~near), real.where(inside)
+        blocks.append(unseen.block.numpy())
         for name, found in squares.items():
             if name == "delta" and not model.config.hidden:
                 continue
             progress(f"cross-validation {fold + 1}/{FOLDS}: {name}")
             tuned = model if name == "none" else _tune(model, seen, replay, name, settings, lambda _: None)
             found.append(unseen.errors(tuned))
-    return {name: _error(torch.cat(found)) for name, found in squares.items() if found}
+    joined = {name: torch.cat(found).double().numpy() for name, found in squares.items() if found}
+    tried = {name: float(np.sqrt(found.mean())) for name, found in joined.items()}
+    best = min(tried, key=lambda name: tried[name])
+    _, block = np.unique(np.concatenate(blocks), return_inverse=True)
+    rng = np.random.default_rng(settings.seed)
+    # what is gained is below zero where less than this share of the draws says otherwise
+    _, high = block_interval(joined[best] - joined["none"], block, rng, level=2 * SURE - 1)
+    return best if high < 0 else "none", tried
 
 
 def _tune(
@@ -195,9 +215,9 @@ def _tune(
     progress: Callable[[str], None],
 ) -> EnsembleDynamics:
     generator = torch.Generator().manual_seed(settings.seed)
-    weights, many = _block_weights(real.block, model.config.members, generator), len(real.block)
+    weights, seconds = _block_weights(real.block, model.config.members, generator), len(torch.unique(real.block))
     if method == "last_layer":
-        return regress_last_layer(model, real, weights, settings.anchor)
+        return regress_last_layer(model, real, weights, settings.anchor * len(real.block) / seconds)
     moving = KINDS[method](model, generator)
     alike = torch.ones(model.config.members, 1)
 
@@ -207,7 +227,7 @@ def _tune(
             value = value + settings.replay_weight * replay.loss(moved, alike, settings.batch, generator)
         return value
 
-    pull = 0.0 if method == "full" else settings.anchor / many
+    pull = 0.0 if method == "full" else settings.anchor / seconds
     iterations = settings.iterations
     return move(
         moving, loss, pull, iterations, settings.rate,

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from sim2real.adapters import Chain, FirstOrderLag, Noise
-from sim2real.combination import recalibrate
+from sim2real.combination import recalibrate_model
 from sim2real.evaluation import Questions, RecordingPredictor, persistence, score
 from sim2real.plant import Plant
 from sim2real.randomization import RobotModel
@@ -28,7 +28,7 @@ def main() -> None:
 
     predict = RecordingPredictor(model, ["position"])
     known, asked = Questions.of(held_out, ["position"]), Questions.of(new, ["position"])
-    model.recalibration = recalibrate(predict, [known])  # model.save(folder) keeps it
+    recalibrate_model(model, predict, [known])  # model.save(folder) keeps it
     rng = np.random.default_rng(0)
     for what, prediction in (("nothing moves", persistence(asked)), ("world model", predict(asked))):
         found = score(prediction, asked, ["hinge"], rng)

@@ -12,6 +12,7 @@ from sim2real.episodes import Array
 from sim2real.errors import ModelError
 from sim2real.evaluation import Predictor, Questions
 from sim2real.prediction import Prediction, Recalibration
+from sim2real.world_model.ensemble import EnsembleDynamics
 
 # Models of recordings count half where commands or motions are by this share of their recorded range outside it.
 BEYOND = 0.1
@@ -24,6 +25,12 @@ def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibr
     pooled = Prediction.concatenate([predictor(q) for q in held_out])
     truth = torch.as_tensor(np.concatenate([q.truth for q in held_out]))
     return Recalibration.fit(pooled, truth, np.concatenate([np.full(len(q.truth), 1 / len(q.truth)) for q in held_out]))
+
+
+def recalibrate_model(model: EnsembleDynamics, predictor: Predictor, held_out: Sequence[Questions]) -> None:
+    """Give a model the recalibration that a predictor, which asks it, needs on held-out questions; the old one goes."""
+    model.recalibration = None
+    model.recalibration = recalibrate(predictor, held_out)
 
 
 @dataclass(frozen=True)

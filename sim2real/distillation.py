@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sim2real.combination import recalibrate
+from sim2real.combination import recalibrate_model
 from sim2real.episodes import Episode
 from sim2real.errors import ModelError
 from sim2real.evaluation import Predictor, Questions, RecordingPredictor, Scores, mean_scores, score
@@ -154,7 +154,7 @@ def distill(
     )
     asked = [Questions.of(e, channels) for e in held_out]
     student = RecordingPredictor(model, channels)
-    model.recalibration = recalibrate(student, asked)
+    recalibrate_model(model, student, asked)
     rows: dict[str, list[Scores]] = {"teacher": [], "student": []}
     squares = []
     for q in asked:

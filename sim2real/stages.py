@@ -26,7 +26,7 @@ from sim2real.calibration import (
     outside_forces,
     own_values,
 )
-from sim2real.combination import CombinedPredictor, recalibrate
+from sim2real.combination import CombinedPredictor, recalibrate_model
 from sim2real.distillation import Distilled, distill, practise
 from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError, NonFiniteError
@@ -249,7 +249,7 @@ def finetune_stage(
         progress=progress,
     )
     predictor = model_predictor(setup, found.model, posterior.values, observation)
-    found.model.recalibration = recalibrate(predictor, validation(setup))
+    recalibrate_model(found.model, predictor, validation(setup))
     return found
 
 
@@ -289,7 +289,7 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
             progress=partial(say, name),
         )
         predictor = RecordingPredictor(models[name], setup.channels)
-        models[name].recalibration = recalibrate(predictor, validation(setup))
+        recalibrate_model(models[name], predictor, validation(setup))
     return models
 
 

@@ -65,9 +65,8 @@ class EnsembleDynamics(nn.Module):
     the observations. Each network returns, normalised, the change of the velocities over a step and what the positions
     do beyond the mean velocity of the step, with a log variance for each: positions come from velocities by design.
 
-    Set `recalibration`, fitted to what it predicted of the positions of held-out recordings (`recalibrate` of
-    `sim2real.combination`), and predictions have the variances that were found there. It is saved with the model, and
-    dropped when weights are trained.
+    With a `recalibration` (`recalibrate_model` of `sim2real.combination`), predictions have the variances that were
+    found on held-out recordings. It is saved with the model, and dropped when weights are trained.
 
     Tensors are float32. M members, B rollouts, X = 2 D state numbers, A actions, L commands of history.
 

@@ -115,7 +115,7 @@ def tune(model: EnsembleDynamics, gain: float = 1.5, **changed: object) -> Finet
         "held_out": held_out(gain),
         "iterations": 60,
         "rate": 0.03,
-        "anchor": 0.01,
+        "anchor": 0.001,
     }
     return finetune_dynamics(model, **({"real": real} | settings | changed))  # type: ignore[arg-type]
 
@@ -170,7 +170,7 @@ def test_garbage_is_refused_and_the_old_model_stays(model: EnsembleDynamics) -> 
 
 
 def test_a_strong_anchor_holds_the_weights(model: EnsembleDynamics) -> None:
-    shift = [gains(tune(model, anchor=a).model).mean() - 1.0 for a in (0.0, 100.0, 1e4)]
+    shift = [gains(tune(model, anchor=a).model).mean() - 1.0 for a in (0.0, 10.0, 1e3)]
     assert shift[0] > 0.45  # all the way from 1.0 to 1.5
     assert 0.2 < shift[1] < 0.45
     assert 0.0 < shift[2] < 0.1

@@ -65,7 +65,7 @@ def answer(model: EnsembleDynamics, questions: Questions) -> Prediction:
 def tune(model: EnsembleDynamics, real: OfReadings, method: str, gain: float = 6.0) -> FinetuneResult:
     held = [Questions.of(spring("held out", gain, 4), ["position"])]
     return finetune_dynamics(
-        model, real, answer=answer, held_out=held, method=method, iterations=120, rate=0.005, anchor=0.1
+        model, real, answer=answer, held_out=held, method=method, iterations=120, rate=0.005, anchor=0.01
     )  # type: ignore[arg-type]
 
 
