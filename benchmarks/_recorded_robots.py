@@ -27,6 +27,8 @@ RECIPES = {
     "xl330": ("xl330", 0.01),
 }
 ROBOTS = (*RECIPES, "schunk")
+# Whose recordings are of one kind.
+POOLED = ("xl330", "schunk")
 # A robot without a file: what is logged of it is the torque that its motors report.
 SCHUNK = """
 files: {time: "{name}/time.csv", motion: "{name}/trajectory.csv", torque: "{name}/input.csv"}
@@ -54,6 +56,7 @@ class Robot:
         actions: how many.
         dt: step of the models [s].
         setup: its recipe, where there is a robot file.
+        pooled: whether its recordings are scored as if they were one.
     """
 
     recordings: Recordings
@@ -63,6 +66,7 @@ class Robot:
     actions: int
     dt: float
     setup: Setup | None = None
+    pooled: bool = False
 
     @property
     def commanded(self) -> list[Episode]:
@@ -98,7 +102,16 @@ def load(name: str, logs: Path) -> Robot:
         recipe, dt = RECIPES[name]
         setup = prepare(load_recipe(ROOT / "recipes" / f"{recipe}.yaml", [f"logs={logs}"]), threads=1)
         model = setup.plant.model
-        return Robot(setup.recordings, setup.channels, model.joint_names, model.wraps, setup.plant.actions, dt, setup)
+        return Robot(
+            setup.recordings,
+            setup.channels,
+            model.joint_names,
+            model.wraps,
+            setup.plant.actions,
+            dt,
+            setup,
+            name in POOLED,
+        )
     joints = [f"q{k}" for k in range(6)]
     numbers = {
         "train": [k for k in range(1, 81) if k % 4 and k % 8 != 2],
@@ -109,7 +122,7 @@ def load(name: str, logs: Path) -> Robot:
         part: read_logs(logs, LogSchema.load(yaml.safe_load(SCHUNK)), [f"run_{k:03d}" for k in some])
         for part, some in numbers.items()
     }
-    return Robot(Recordings(**parts, shift=[]), joints, joints, (False,) * 6, 6, 0.02)
+    return Robot(Recordings(**parts, shift=[]), joints, joints, (False,) * 6, 6, 0.02, pooled=True)
 
 
 def some(q: Questions, rows: NDArray[np.bool_]) -> Questions:

@@ -35,7 +35,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,6 @@ from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Rehearsal, fi
 from sim2real.world_model.scores import block_interval, detection, inside
 
 LEARNED = ("simulator", "logs alone", "rehearsed")
-# More recordings than this are scored as if they were one.
-MANY = 6
 ROWS = ("nothing moves", "keeps its speed", "linear", "plain networks", "mbrl-lib", *LEARNED, "combined")
 
 
@@ -237,25 +235,43 @@ def measure(robot: Robot, test: bool, rows: dict[str, Kept], seconds: dict[str, 
         for split, scores in out.items():
             asked = splits[split]
             answers = crossed(fit, asked) if split == "validation" else list(map(fit(held), asked))
-            for recording, q, answer in joined(asked, answers):
+            pairs = joined(asked, answers) if robot.pooled else apart(asked, answers)
+            for recording, q, answer in pairs:
                 found = scored(answer, q, robot.joints) | {"seconds": seconds.get(name)}
                 scores.setdefault(recording, {})[name] = found
     return out
 
 
+@dataclass(frozen=True)
 class Joined(Questions):
-    """Questions about several recordings, each of which is one block."""
+    """Questions about several recordings.
+
+    Attributes:
+        parts: about each.
+    """
+
+    parts: list[Questions] = field(default_factory=list)
 
     def blocks(self) -> NDArray[np.int_]:
-        return np.cumsum(np.diff(self.starts, prepend=self.starts[0]) < 0)
+        first, out = 0, []
+        for q in self.parts:
+            out.append(first + q.blocks())
+            first = int(out[-1].max()) + 1
+        return np.concatenate(out)
 
 
-def joined(asked: Sequence[Questions], answers: Sequence[Prediction]) -> list[tuple[str, Questions, Prediction]]:
-    """Return questions and answers by recording, those of many short recordings as if of one."""
-    if len(asked) <= MANY:
-        return [(q.episode.name, q, a) for q, a in zip(asked, answers, strict=True)]
+Answered = tuple[str, Questions, Prediction]
+
+
+def apart(asked: Sequence[Questions], answers: Sequence[Prediction]) -> list[Answered]:
+    """Return questions and answers by recording."""
+    return [(q.episode.name, q, a) for q, a in zip(asked, answers, strict=True)]
+
+
+def joined(asked: Sequence[Questions], answers: Sequence[Prediction]) -> list[Answered]:
+    """Return questions and answers of all recordings as if they were one; blocks are of a second, none of two."""
     parts = {key: np.concatenate([getattr(q, key) for q in asked]) for key in ("starts", "offsets", "now", "truth")}
-    one = Joined(asked[0].episode, **parts, horizons=asked[0].horizons)
+    one = Joined(asked[0].episode, **parts, horizons=asked[0].horizons, parts=list(asked))
     return [(f"{len(asked)} recordings", one, Prediction.concatenate(answers))]
 
 

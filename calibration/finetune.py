@@ -84,7 +84,7 @@ def finetune_dynamics(
     method: Method | Literal["auto"] = "anchored",
     replay: Stretches | OfReadings | None = None,
     replay_weight: float = 0.3,
-    anchor: float = 1.0,
+    anchor: float = 0.05,
     iterations: int = 300,
     batch: int = 64,
     rate: float = 1e-3,

@@ -115,7 +115,7 @@ class FinetuneSection(Section):
     method: Literal["anchored", "full", "low_rank", "delta", "last_layer", "auto"] = "anchored"
     iterations: int = Field(default=200, ge=1)
     steps: int = Field(default=15, ge=2)
-    anchor: float = Field(default=1.0, ge=0)
+    anchor: float = Field(default=0.05, ge=0)
     replay_weight: float = Field(default=0.3, ge=0)
     rate: float = Field(default=0.001, gt=0)
 
