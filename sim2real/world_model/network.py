@@ -37,8 +37,9 @@ class BatchedMLP(nn.Module):
 
     def last_hidden(self, x: Tensor) -> Tensor:
         """Map (M, B, inputs) to what the last layer sees: (M, B, H)."""
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = nn.functional.silu(torch.baddbmm(bias, x, weight))
+        # by number: a slice of a ParameterList copies, and no gradient would reach what stands in for its weights
+        for i in range(len(self.weights) - 1):
+            x = nn.functional.silu(torch.baddbmm(self.biases[i], x, self.weights[i]))
         return x
 
 

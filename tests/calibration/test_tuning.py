@@ -7,12 +7,13 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from sim2real.calibration import finetune_dynamics
 from sim2real.calibration.evidence import OfReadings
 from sim2real.calibration.finetune import FinetuneResult
 from sim2real.calibration.last_layer import design, prior_sizes, regress_last_layer
-from sim2real.calibration.tuning import KINDS, RANK, UNITS, Delta, LowRank, Method
+from sim2real.calibration.tuning import KINDS, RANK, UNITS, Delta, LowRank, Method, move
 from sim2real.episodes import Channels, Episode
 from sim2real.errors import ModelError
 from sim2real.evaluation import Questions, RecordingPredictor
@@ -88,8 +89,26 @@ def test_every_method_learns_and_touches_the_dynamics_alone(
     assert all(name.startswith("dynamics.") for name in moved), moved
     assert any(name.startswith("encoder.") for name in before)
     assert all(found.crps["after"][h] < 0.8 * found.crps["before"][h] for h in ("0.1", "0.2", "0.5")), found.crps
-    if method == "last_layer":
-        assert moved == {"dynamics.weights.2", "dynamics.biases.2"}
+    layers = (2,) if method == "last_layer" else (0, 1, 2)
+    assert moved == {f"dynamics.{kind}.{i}" for kind in ("weights", "biases") for i in layers}
+
+
+@pytest.mark.parametrize("method", ["anchored", "low_rank", "delta"])
+def test_the_loss_reaches_every_number_that_is_free(model: EnsembleDynamics, real: OfReadings, method: Method) -> None:
+    moving, generator = KINDS[method](model, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    ones = torch.ones(MEMBERS, 1)
+    with torch.no_grad():  # away from where half of the factors of a product are zero
+        for free in moving.free:
+            free += 0.01 * torch.randn(free.shape, generator=generator)
+    found: list[Tensor] = []
+
+    def loss(moved: EnsembleDynamics) -> Tensor:
+        value = real.loss(moved, ones, 16, torch.Generator().manual_seed(2))
+        found.extend(torch.autograd.grad(value, moving.free, retain_graph=True, allow_unused=True))
+        return value
+
+    move(moving, loss, 0.0, 1, 1e-6, lambda i, v: None)
+    assert all(g is not None and float(g.abs().max()) > 0 for g in found)
 
 
 @pytest.mark.parametrize("method", ["anchored", "low_rank", "delta"])
