@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -185,6 +186,21 @@ def test_a_method_that_is_not_there_and_too_little_to_compare_on_are_told(
     states = EnsembleDynamics(EnsembleConfig((False,), 1, DT))
     with pytest.raises(ModelError, match="does not look back: tune it on stretches"):
         OfReadings.of(states, [spring("now", 6.0, 3, 3.0)], ["position"])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("poison", ["shuffled actions", "wrong units", "another robot"])
+@pytest.mark.parametrize("method", ["anchored", "last_layer"])
+def test_the_gate_refuses_poisoned_logs(model: EnsembleDynamics, poison: str, method: str, seed: int) -> None:
+    log = spring("poisoned", -5.0 if poison == "another robot" else 6.0, 10 + seed)
+    if poison == "shuffled actions":
+        log = replace(log, actions=np.random.default_rng(seed).permutation(log.actions))
+    elif poison == "wrong units":
+        log = replace(log, actions=1000 * log.actions)
+    found = tune(model, OfReadings.of(model, [log], ["position"], seconds=0.3), method)
+    assert not found.accepted, found.reason
+    assert found.model is model
+    assert found.tuned is not model
 
 
 def test_forgetting_is_told(model: EnsembleDynamics, real: OfReadings) -> None:
