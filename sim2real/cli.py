@@ -45,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="N",
                 help="instead, identify N simulated truths drawn from the prior: do the intervals hold them?",
             )
+        if verb == "finetune":
+            one.add_argument(
+                "--dry-run",
+                action="store_true",
+                help="instead, check the recordings and say how much of the model's input space they see",
+            )
     sweep = verbs.add_parser("sweep", help="search over keys of a recipe with Ray Tune")
     _recipe_arguments(sweep)
     report = verbs.add_parser("report", help="rebuild report.html of a run")
@@ -144,6 +150,9 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     if getattr(options, "check", 0):
         _check(recipe, options, console)
         return
+    if getattr(options, "dry_run", False):
+        _look(recipe, console)
+        return
     directory = options.output / f"{recipe.name}-{recipe.digest()}"
     console.print(f"[bold]{recipe.name}[/] → {_plain(str(directory))}")
     with console.status("reading") as status:
@@ -159,6 +168,39 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         watcher = Watcher(begin, lambda line: status.update(f"{stage[0]}: {_plain(line)}"), end)
         run(recipe, options.output, until=VERBS[options.verb][0], again=options.again, watcher=watcher)
     _summarise(directory, options.verb, console)
+
+
+def _look(recipe: Any, console: Console) -> None:
+    """Say what fine-tuning would learn from, and how much of the model's input space that sees."""
+    from rich.table import Table
+
+    from sim2real.calibration.finetune import FOLDS
+    from sim2real.preparation import prepare
+    from sim2real.stages import look_before_finetuning
+
+    setup = prepare(recipe)
+    table = Table("recording", "part", "seconds", "readings a second", "actions", box=None, pad_edge=False)
+    parts = (("train", setup.recordings.train), ("validation", setup.recordings.validation))
+    for part, episodes in parts:
+        for e in episodes:
+            used = e.action_source if part != "train" or e in setup.recordings.commanded else "measured: not used"
+            table.add_row(_plain(e.name), part, f"{e.duration:.3g}", f"{1 / e.period:.3g}", used)
+    console.print(table)
+    real, seen = look_before_finetuning(setup)
+    seconds = len(real.block.unique())
+    console.print(
+        f"{real.states.shape[1]} stretches of {real.steps * setup.recipe.model.timestep:.3g} s in {seconds} seconds; "
+        + ("" if seconds >= 2 * FOLDS else "not ")
+        + "enough for finetune.method=auto"
+    )
+    table = Table("of the simulations", "simulated", "recorded", "seen", "beyond them", box=None, pad_edge=False)
+    for part in seen:
+        ranges = (", ".join(f"{low:.3g} to {high:.3g}" for low, high in r) for r in (part.trained, part.recorded))
+        table.add_row(_plain(part.name), *ranges, f"{part.share:.0%}", f"{part.outside:.0%}")
+    console.print(table)
+    console.print(
+        "joints: position, velocity; `seen` is the share of a tenth by tenth grid, or of ten steps of a command"
+    )
 
 
 def _check(recipe: Any, options: argparse.Namespace, console: Console) -> None:

@@ -40,7 +40,8 @@ from sim2real.evaluation import (
     mean_scores,
     score,
 )
-from sim2real.plant import Plant
+from sim2real.input_space import Seen, compare
+from sim2real.plant import Plant, repeated
 from sim2real.preparation import Setup, Shift
 from sim2real.randomization import ParameterSet
 from sim2real.recipe import LearnSection
@@ -222,6 +223,22 @@ def pretrain(
     )
     model.start_covariance.copy_(torch.as_tensor(covariance, dtype=torch.float32))
     return model
+
+
+def look_before_finetuning(setup: Setup) -> tuple[Stretches, list[Seen]]:
+    """Return the stretches that fine-tuning would learn from, and how much of what is simulated they see.
+
+    The simulations are of the nominal plant: nothing is identified or trained.
+
+    Raises:
+        LogError: no training recording says what was asked for, or none is long enough.
+    """
+    recipe, model, robot = setup.recipe.finetune, setup.recipe.model, setup.plant.model
+    real = from_episodes(
+        setup.recordings.commanded, setup.channels, steps=recipe.steps, history=model.history, timestep=model.timestep
+    )
+    simulated = simulated_stretches(setup, setup.plant, repeated(setup.plant.nominal(), 1), "look")
+    return real, compare(simulated, real, robot.wraps, robot.joint_names, robot.actuator_names)
 
 
 def finetune_stage(

@@ -112,6 +112,17 @@ def test_finetune_tells_before_and_after_and_what_was_forgotten(
     assert re.search(r"fine-tuning \(anchored\) (accepted|refused): CRPS", done.stdout), done.stdout
 
 
+def test_a_dry_run_says_what_recordings_see_and_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = called("finetune", PENDULUM, *SMALL, "--dry-run", cwd=tmp_path, capsys=capsys)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"training part\) +train +4\.5 +\d+ +commanded", done.stdout), done.stdout
+    assert "stretches of 0.1 s in 5 seconds; not enough for finetune.method=auto" in done.stdout
+    assert re.search(r"hinge +-3\.\d+ to 3\.\d+, .* \d+% +\d+%", done.stdout), done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
 def test_metrics_hold_what_they_promise(finished: tuple[Path, str]) -> None:
     found = metrics(finished[0])
     rows = found["scores"]["test"]["test_recording"]
