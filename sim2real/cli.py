@@ -198,9 +198,7 @@ def _look(recipe: Any, console: Console) -> None:
         ranges = (", ".join(f"{low:.3g} to {high:.3g}" for low, high in r) for r in (part.trained, part.recorded))
         table.add_row(_plain(part.name), *ranges, f"{part.share:.0%}", f"{part.outside:.0%}")
     console.print(table)
-    console.print(
-        "joints: position, velocity; `seen` is the share of a tenth by tenth grid, or of ten steps of a command"
-    )
+    console.print("joints: position, velocity; seen: the share of the cells of a grid of tenths that simulations fill")
 
 
 def _check(recipe: Any, options: argparse.Namespace, console: Console) -> None:
