@@ -139,7 +139,28 @@ def finetune_dynamics(
     clock = time.perf_counter()
     tuned = model if chosen == "none" else _tune(model, evidence, simulated, chosen, settings, progress)
     seconds = time.perf_counter() - clock
-    before, after = (_crps(answer, m, held_out) for m in (model, tuned))
+    accepted, reason, crps = judge(model, tuned, answer, held_out, seed)
+    forgetting = {}
+    if simulated is not None:
+        forgetting = {name: _error(simulated.errors(m)) for name, m in (("before", model), ("after", tuned))}
+    return FinetuneResult(
+        tuned if accepted else model, tuned, accepted, reason, crps, chosen, tried, forgetting, seconds
+    )
+
+
+def judge(
+    old: EnsembleDynamics, new: EnsembleDynamics, answer: Answer, held_out: Sequence[Questions], seed: int = 0
+) -> tuple[bool, str, dict[str, dict[str, float]]]:
+    """Let the `gate` decide between two models on held-out recordings: the decision, why, and the CRPS of both.
+
+    Args:
+        old: the model that stays where the new one is refused.
+        new: its rival.
+        answer: predicts questions with a model.
+        held_out: that neither has learned from.
+        seed: of the bootstrap.
+    """
+    before, after = (_crps(answer, m, held_out) for m in (old, new))
     blocks, first = [], 0
     for questions in held_out:
         blocks.append(first + questions.blocks())
@@ -149,12 +170,7 @@ def finetune_dynamics(
         name: {f"{h:g}": float(v) for h, v in zip(HORIZONS, rows.mean((0, 2)), strict=True)}
         for name, rows in (("before", before), ("after", after))
     }
-    forgetting = {}
-    if simulated is not None:
-        forgetting = {name: _error(simulated.errors(m)) for name, m in (("before", model), ("after", tuned))}
-    return FinetuneResult(
-        tuned if accepted else model, tuned, accepted, reason, crps, chosen, tried, forgetting, seconds
-    )
+    return accepted, reason, crps
 
 
 def _evidence(data: Stretches | OfReadings) -> Evidence:

@@ -32,6 +32,47 @@ class Run:
     milliseconds: Array
 
 
+class Tracker:
+    """Makes estimates of readings and of the commands that were sent between them, on the model's clock.
+
+    Args:
+        estimator: for n plants.
+        period: between readings [s].
+        history: commands that an estimate carries.
+        actions: width of a command.
+        lookback: readings before the present one that it carries.
+    """
+
+    def __init__(
+        self, estimator: StateEstimator, period: float, *, history: int, actions: int, lookback: int = 0
+    ) -> None:
+        self.estimator, self.period = estimator, period
+        self._sizes = max(history, 1), actions, lookback
+        self._last: Array | None = None
+
+    def reset(self) -> None:
+        """Forget the past."""
+        self._last = None
+
+    def read(self, positions: Array) -> Estimate:
+        """Take readings of the positions (n, D); return what is known now."""
+        if self._last is None:
+            history, actions, lookback = self._sizes
+            self.estimator.reset(positions)
+            state = np.concatenate([positions, np.zeros_like(positions)], 1)
+            self._sent = np.zeros((len(positions), history, actions))
+            self._past = np.repeat(positions[:, None], lookback, 1)
+        else:
+            state = self.estimator.update(self.period, positions, self._sent[:, -1])
+            self._past = np.concatenate([self._past, self._last[:, None]], 1)[:, 1:]
+        self._last = positions
+        return Estimate(state, self._sent, self._past)
+
+    def send(self, command: Array) -> None:
+        """Note the commands (n, A) that were sent after the last reading."""
+        self._sent = np.concatenate([self._sent[:, 1:], command[:, None]], 1)
+
+
 def closed_loop(
     twin: Twin,
     policy: Policy,
@@ -67,22 +108,16 @@ def closed_loop(
     n, steps = len(starts), round(seconds / period)
     robots = twin.start(starts)
     policy.reset()
-    estimator.reset(robots.reading[:, :dof])
-    sent = np.zeros((n, max(history, 1), actions))
-    estimate = np.concatenate([robots.reading[:, :dof], np.zeros((n, dof))], 1)
-    past = np.repeat(robots.reading[:, None, :dof], lookback, 1)
+    tracker = Tracker(estimator, period, history=history, actions=actions, lookback=lookback)
     states, commands, elapsed = [robots.state()], [], []
     for k in range(steps):
         clock = time.perf_counter()
-        if k:
-            estimate = estimator.update(period, robots.reading[:, :dof], sent[:, -1])
-        command = policy.act(Estimate(estimate, sent, past), k * period)
+        command = policy.act(tracker.read(robots.reading[:, :dof]), k * period)
         if not np.isfinite(command).all():
             raise NonFiniteError(f"the policy returned a command that is not finite at {k * period:.2f} s")
         command = np.clip(command, -limit, limit)
         elapsed.append(1e3 * (time.perf_counter() - clock))
-        sent = np.concatenate([sent[:, 1:], command[:, None]], 1)
-        past = np.concatenate([past, robots.reading[:, None, :dof]], 1)[:, 1:]
+        tracker.send(command)
         robots.step(command, period)
         states.append(robots.state())
         commands.append(command)
