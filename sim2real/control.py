@@ -105,7 +105,7 @@ def closed_loop(
         NonFiniteError: the policy returned a command that is not finite.
     """
     dof, actions = twin.plant.degrees_of_freedom, twin.plant.actions
-    n, steps = len(starts), round(seconds / period)
+    steps = round(seconds / period)
     robots = twin.start(starts)
     policy.reset()
     tracker = Tracker(estimator, period, history=history, actions=actions, lookback=lookback)

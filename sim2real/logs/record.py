@@ -135,6 +135,10 @@ class RecordEpisodes(GoalWrapper, RecordConstructorArgs):
                 self._finish()
         return observation, reward, terminated, truncated, info
 
+    def end(self) -> None:
+        """End the recording: what is under way becomes an episode. The next reset begins another."""
+        self._finish()
+
     def close(self) -> None:
         """End the recording and close the environment."""
         self._finish()

@@ -1,0 +1,293 @@
+"""Go round again with what the robot has just recorded: run, record, fine-tune, gate, repeat (Ross et al. 2011)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from sim2real.calibration.evidence import OfReadings
+from sim2real.calibration.finetune import finetune_dynamics, judge
+from sim2real.calibration.tuning import Method
+from sim2real.control import Tracker
+from sim2real.episodes import Episode
+from sim2real.errors import LogError, ModelError, NonFiniteError
+from sim2real.evaluation import Questions, RecordingPredictor
+from sim2real.logs import read_logs
+from sim2real.logs.record import RecordEpisodes
+from sim2real.planning import Policy
+from sim2real.prediction import Prediction
+from sim2real.run_directory import write_json
+from sim2real.world_model import EnsembleDynamics
+
+# Every so many episodes one is held out, the last one of each round at least.
+EVERY = 4
+# A round that lowers the error by less than this share brought nothing.
+WORTHWHILE = 0.05
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of a round.
+
+    Attributes:
+        number: from 1.
+        seconds: of robot time in it [s].
+        episodes: recorded in it.
+        share: of the segments in which the fallback was in command.
+        accepted: whether the model that was tuned goes on.
+        reason: in words.
+        before: CRPS of the model that ran, on all episodes held out so far [rad or m], mean over horizons.
+        after: that of the model that goes on.
+        parent: digest of the weights of the model that ran.
+        model: digest of the weights of the one that goes on.
+    """
+
+    number: int
+    seconds: float
+    episodes: int
+    share: float
+    accepted: bool
+    reason: str
+    before: float
+    after: float
+    parent: str
+    model: str
+
+
+def dagger(
+    robot: gym.Env[Any, Any],
+    model: EnsembleDynamics,
+    planner: Callable[[EnsembleDynamics], Policy],
+    fallback: Policy,
+    channels: Sequence[str],
+    directory: str | Path,
+    *,
+    names: Sequence[str] | None = None,
+    rounds: int = 3,
+    seconds: float = 10.0,
+    episode: float = 2.5,
+    shares: Sequence[float] = (0.5, 0.25, 0.0),
+    segment: float = 0.5,
+    method: Method | Literal["auto"] = "anchored",
+    replay: OfReadings | None = None,
+    patience: int = 2,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+    **tuning: Any,
+) -> list[Round]:
+    """Run the current controller, record what happens, tune the model on all of it, and go on with the better one.
+
+    Every round is a directory `round-01`, ... with `logs`, `model` and `round.json`. After a kill the same call goes
+    on: episodes that had ended are kept, the one that was cut off lies in `logs/cut_off` and is not used. Where the
+    robot does the same for the same seed, as a twin does, the end is that of a run that was not interrupted.
+
+    Args:
+        robot: observes at the model's timestep, and takes commands in the units of the logs.
+        model: pre-trained, and looks back; it is tuned anew in each round, on all recordings so far.
+        planner: makes a controller of a model.
+        fallback: the safe policy that shares the command at first.
+        channels: the observations that are joint positions.
+        directory: of the rounds.
+        names: of the robot's observations, in their order; its own `names` if not given.
+        rounds: at most.
+        seconds: of robot time a round [s].
+        episode: length of an episode [s].
+        shares: of the fallback, a round; the last one holds for those that follow.
+        segment: for how long either of them is in command [s].
+        method: of `finetune_dynamics`.
+        replay: simulated windows that are mixed in.
+        patience: stop after so many rounds that each lowered the error by less than 5 %.
+        seed: of starts, shares and tuning.
+        progress: called with a line now and then.
+        tuning: what else `finetune_dynamics` takes.
+
+    Returns:
+        the rounds, those of an earlier call included.
+
+    Raises:
+        ModelError: the model does not look back, or the directory holds rounds of another model.
+        LogError: the robot does not observe the channels, or what was recorded is too short.
+        NonFiniteError: a policy commanded what is not finite; the episodes before are kept.
+    """
+    if model.encoder is None:
+        raise ModelError("rounds need a model that looks back: its own filter says where the robot is")
+    place, done = Path(directory), finished(directory)
+    start = _digest(model)
+    if done and done[0].parent != start:
+        raise ModelError(f"{place} holds rounds of another model: {done[0].parent[:8]}, not {start[:8]}; name another")
+    current = latest(directory) if done else model
+    idle = 0
+    for r in done:
+        idle = 0 if _gain(r) >= WORTHWHILE else idle + 1
+    for number in range(len(done) + 1, rounds + 1):
+        if idle >= patience:
+            progress(f"stopped: the last {patience} rounds lowered the error by less than {WORTHWHILE:.0%} each")
+            break
+        folder = place / f"round-{number:02d}"
+        share = shares[min(number, len(shares)) - 1] if shares else 0.0
+        progress(f"round {number}: recording")
+        record(
+            robot, planner(current), fallback, current, channels, folder / "logs",
+            names=names, seconds=seconds, episode=episode, share=share, segment=segment, seed=seed + 1000 * number,
+        )  # fmt: skip
+        train, held = _split(place, number)
+        progress(f"round {number}: tuning on {sum(e.duration for e in train):.3g} s")
+        asked = [Questions.of(e, channels) for e in held]
+        found = finetune_dynamics(
+            model,
+            OfReadings.of(model, train, channels, min(0.5, 0.3 * episode)),
+            answer=_answer(channels),
+            held_out=asked,
+            method=method,
+            replay=replay,
+            seed=seed,
+            progress=progress,
+            **tuning,
+        )
+        accepted, reason, crps = judge(current, found.tuned, _answer(channels), asked, seed)
+        parent, current = _digest(current), found.tuned if accepted else current
+        current.save(folder / "model")
+        here = read_logs(folder / "logs")
+        before = float(np.mean(list(crps["before"].values())))
+        after = float(np.mean(list(crps["after"].values()))) if accepted else before
+        spent = sum(e.duration for e in here)
+        result = Round(number, spent, len(here), share, accepted, reason, before, after, parent, _digest(current))
+        write_json(folder / "round.json", asdict(result))
+        progress(f"round {number}: {reason}")
+        done.append(result)
+        idle = 0 if _gain(result) >= WORTHWHILE else idle + 1
+    return done
+
+
+def record(
+    robot: gym.Env[Any, Any],
+    policy: Policy,
+    fallback: Policy,
+    model: EnsembleDynamics,
+    channels: Sequence[str],
+    folder: Path,
+    *,
+    names: Sequence[str] | None,
+    seconds: float,
+    episode: float,
+    share: float,
+    segment: float,
+    seed: int,
+) -> None:
+    """Record episodes until they last so long together; those that are there count. Arguments are those of `dagger`."""
+    assert model.encoder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.glob("*.part.jsonl"):  # a kill cut it off
+        (folder / "cut_off").mkdir(exist_ok=True)
+        shutil.move(part, folder / "cut_off" / f"{part.name}.{len(list((folder / 'cut_off').iterdir()))}")
+    dt = model.config.timestep
+    named = list(names) if names is not None else list(robot.get_wrapper_attr("names"))
+    missing = [c for c in channels if c not in named]
+    if missing:
+        raise LogError(f"the robot does not observe {', '.join(missing)}; it observes {', '.join(named)}")
+    columns = [named.index(c) for c in channels]
+    recorder = RecordEpisodes(robot, folder, names=named, dt=dt)
+    space = robot.action_space
+    assert isinstance(space, gym.spaces.Box)
+    estimator, config = model.encoder.estimator(), model.config
+    tracker = Tracker(estimator, dt, history=config.history, actions=config.actions, lookback=config.lookback)
+    many = round(episode / dt)
+    while _seconds(folder) < seconds - 0.5 * dt:
+        rng = np.random.default_rng([seed, len(list(folder.glob("episode_*.parquet")))])
+        observation, _ = recorder.reset(seed=int(rng.integers(2**31)))
+        tracker.reset()
+        policy.reset()
+        fallback.reset()
+        safe = False
+        for k in range(many):
+            if k % max(round(segment / dt), 1) == 0:
+                safe = bool(rng.uniform() < share)
+            estimate = tracker.read(np.asarray(observation, float)[None, columns])
+            command = (fallback if safe else policy).act(estimate, k * dt)
+            if not np.isfinite(command).all():
+                raise NonFiniteError(f"a command that is not finite after {k * dt:.2f} s; the robot was sent no other")
+            command = np.clip(command, space.low, space.high)
+            tracker.send(command)
+            observation, _, terminated, truncated, _ = recorder.step(command[0].astype(space.dtype))
+            if terminated or truncated:
+                break
+        recorder.end()
+
+
+def finished(directory: str | Path) -> list[Round]:
+    """Return the rounds that have finished, in order."""
+    out = []
+    for number in range(1, 1000):
+        file = Path(directory) / f"round-{number:02d}" / "round.json"
+        if not file.is_file():
+            return out
+        out.append(Round(**json.loads(file.read_text())))
+    return out
+
+
+def latest(directory: str | Path) -> EnsembleDynamics:
+    """Return the model that the last finished round goes on with.
+
+    Raises:
+        ModelError: no round has finished.
+    """
+    done = finished(directory)
+    if not done:
+        raise ModelError(f"no round has finished in {directory}")
+    return EnsembleDynamics.load(Path(directory) / f"round-{done[-1].number:02d}" / "model")
+
+
+def roll_back(directory: str | Path, to: int) -> list[Path]:
+    """Take back the rounds after one of them, so that the next call goes on from there; return where they lie now.
+
+    Nothing is deleted: they are moved to `rolled_back`.
+    """
+    place, moved = Path(directory), []
+    for number in range(to + 1, 1000):
+        folder = place / f"round-{number:02d}"
+        if not folder.is_dir():
+            break
+        aside = place / "rolled_back"
+        aside.mkdir(exist_ok=True)
+        moved.append(aside / f"{folder.name}-{len(list(aside.iterdir())):03d}")
+        shutil.move(folder, moved[-1])
+    return moved
+
+
+def _split(place: Path, until: int) -> tuple[list[Episode], list[Episode]]:
+    """Return the episodes of all rounds so far to learn from, and those held out."""
+    train: list[Episode] = []
+    held: list[Episode] = []
+    for number in range(1, until + 1):
+        episodes = read_logs(place / f"round-{number:02d}" / "logs")
+        for k, e in enumerate(episodes):
+            out = k % EVERY == EVERY - 1 or (k == len(episodes) - 1 and len(episodes) < EVERY)
+            (held if out else train).append(e)
+    return train, held
+
+
+def _answer(channels: Sequence[str]) -> Callable[[EnsembleDynamics, Questions], Prediction]:
+    return lambda model, questions: RecordingPredictor(model, channels)(questions)
+
+
+def _seconds(folder: Path) -> float:
+    return sum(e.duration for e in read_logs(folder)) if any(folder.glob("episode_*.parquet")) else 0.0
+
+
+def _gain(found: Round) -> float:
+    return 1.0 - found.after / found.before
+
+
+def _digest(model: EnsembleDynamics) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
