@@ -29,7 +29,8 @@ class Evidence(Protocol):
         block: (N,) the block of time that each comes from, numbered in order of time.
     """
 
-    block: Tensor
+    @property
+    def block(self) -> Tensor: ...
 
     def loss(self, model: EnsembleDynamics, weight: Tensor, size: int, generator: torch.Generator) -> Tensor:
         """Return the loss on windows drawn for each member, weighed by (M, N), or (M, 1) for all alike."""

@@ -29,6 +29,7 @@ MARGIN = 0.05
 SURE = 0.9
 # Stretches of time that `auto` compares methods on.
 FOLDS = 4
+Choice = Method | Literal["none"]
 Answer = Callable[[EnsembleDynamics, Questions], Prediction]
 
 
@@ -132,8 +133,10 @@ def finetune_dynamics(
     settings = _Settings(anchor, iterations, batch, rate, replay_weight, seed)
     evidence, simulated = _evidence(real), None if replay is None else _evidence(replay)
     tried: dict[str, float] = {}
-    chosen: str = method
-    if method == "auto":
+    chosen: Choice
+    if method != "auto":
+        chosen = method
+    else:
         chosen, tried = cross_validate(model, evidence, simulated, settings, progress)
         progress(f"chosen by cross-validation: {chosen}")
     clock = time.perf_counter()
@@ -187,7 +190,7 @@ def cross_validate(
     replay: Evidence | None,
     settings: _Settings,
     progress: Callable[[str], None],
-) -> tuple[str, dict[str, float]]:
+) -> tuple[Choice, dict[str, float]]:
     """Return the method of choice, and the error of each, and of `none`, on stretches of time that it was not tuned on.
 
     The blocks on both sides of a stretch are left out of the tuning, too. Chosen is the one with the smallest error, if
@@ -199,7 +202,7 @@ def cross_validate(
             f"method auto compares on {FOLDS} stretches of time: expected {2 * FOLDS} blocks of recordings or more, "
             f"found {len(numbers)}; name a method, or record longer"
         )
-    squares: dict[str, list[Tensor]] = {name: [] for name in ("none", *METHODS)}
+    squares: dict[Choice, list[Tensor]] = {"none": [], **{name: [] for name in METHODS}}
     blocks = []
     for fold, held in enumerate(torch.tensor_split(numbers, FOLDS)):
         near = (real.block >= held[0] - 1) & (real.block <= held[-1] + 1)
@@ -213,12 +216,12 @@ def cross_validate(
             tuned = model if name == "none" else _tune(model, seen, replay, name, settings, lambda _: None)
             found.append(unseen.errors(tuned))
     joined = {name: torch.cat(found).double().numpy() for name, found in squares.items() if found}
-    tried = {name: float(np.sqrt(found.mean())) for name, found in joined.items()}
-    best = min(tried, key=lambda name: tried[name])
+    best = min(joined, key=lambda name: float(joined[name].mean()))
     _, block = np.unique(np.concatenate(blocks), return_inverse=True)
     rng = np.random.default_rng(settings.seed)
     # what is gained is below zero where less than this share of the draws says otherwise
     _, high = block_interval(joined[best] - joined["none"], block, rng, level=2 * SURE - 1)
+    tried: dict[str, float] = {name: float(np.sqrt(found.mean())) for name, found in joined.items()}
     return best if high < 0 else "none", tried
 
 
@@ -226,7 +229,7 @@ def _tune(
     model: EnsembleDynamics,
     real: Evidence,
     replay: Evidence | None,
-    method: str,
+    method: Method,
     settings: _Settings,
     progress: Callable[[str], None],
 ) -> EnsembleDynamics:

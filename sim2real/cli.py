@@ -187,16 +187,16 @@ def _look(recipe: Any, console: Console) -> None:
             table.add_row(_plain(e.name), part, f"{e.duration:.3g}", f"{1 / e.period:.3g}", used)
     console.print(table)
     real, seen = look_before_finetuning(setup)
-    seconds = len(real.block.unique())
+    seconds = len(set(real.block.tolist()))
     console.print(
         f"{real.states.shape[1]} stretches of {real.steps * setup.recipe.model.timestep:.3g} s in {seconds} seconds; "
         + ("" if seconds >= 2 * FOLDS else "not ")
         + "enough for finetune.method=auto"
     )
     table = Table("of the simulations", "simulated", "recorded", "seen", "beyond them", box=None, pad_edge=False)
-    for part in seen:
-        ranges = (", ".join(f"{low:.3g} to {high:.3g}" for low, high in r) for r in (part.trained, part.recorded))
-        table.add_row(_plain(part.name), *ranges, f"{part.share:.0%}", f"{part.outside:.0%}")
+    for one in seen:
+        ranges = (", ".join(f"{low:.3g} to {high:.3g}" for low, high in r) for r in (one.trained, one.recorded))
+        table.add_row(_plain(one.name), *ranges, f"{one.share:.0%}", f"{one.outside:.0%}")
     console.print(table)
     console.print("joints: position, velocity; seen: the share of the cells of a grid of tenths that simulations fill")
 

@@ -224,7 +224,7 @@ def record(
 
 def finished(directory: str | Path) -> list[Round]:
     """Return the rounds that have finished, in order."""
-    out = []
+    out: list[Round] = []
     for number in range(1, 1000):
         file = Path(directory) / f"round-{number:02d}" / "round.json"
         if not file.is_file():

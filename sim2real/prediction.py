@@ -187,8 +187,8 @@ class Recalibration:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Recalibration:
-        arrays = (np.array(document[name]) for name in ("horizon", "scale", "floor"))
-        return cls(*arrays, float(document["factor"]))
+        horizon, scale, floor = (np.array(document[name], float) for name in ("horizon", "scale", "floor"))
+        return cls(horizon, scale, floor, float(document["factor"]))
 
 
 def _quantile(values: Array, weight: Array, level: float) -> float:

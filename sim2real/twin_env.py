@@ -24,8 +24,8 @@ class TwinEnv(gym.Env[Array, Array]):
 
     def __init__(self, twin: Twin, limit: Array, period: float, seconds: float = 10.0, spread: float = 0.5) -> None:
         self.twin, self.period, self.steps, self.spread = twin, period, max(round(seconds / period), 1), spread
-        limit = np.asarray(limit, float)
-        self.action_space = gym.spaces.Box(-limit, limit, dtype=np.float64)
+        self.limit = np.asarray(limit, float)
+        self.action_space = gym.spaces.Box(-self.limit, self.limit, dtype=np.float64)
         width = len(twin.channels.observations)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (width,), dtype=np.float64)
         self.names = [name for name, _ in twin.channels.observations]
@@ -45,7 +45,7 @@ class TwinEnv(gym.Env[Array, Array]):
         """Hold a command for a period."""
         if self._running is None:
             raise gym.error.ResetNeeded("reset a TwinEnv before its first step")
-        command = np.clip(np.asarray(action, float), self.action_space.low, self.action_space.high)
+        command = np.clip(np.asarray(action, float), -self.limit, self.limit)
         reading = self._running.step(command[None], self.period)[0]
         self._step += 1
         return reading.copy(), 0.0, False, self._step >= self.steps, {"state": self._running.state()[0]}
