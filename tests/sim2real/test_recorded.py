@@ -100,6 +100,17 @@ def test_excluded_stretches_are_not_seen_and_no_window_is_an_error() -> None:
         Recorded.of([ramp()], ["position"], config(), estimator, steps=200)
 
 
+def test_members_disagree_more_where_nothing_was_recorded(trained: EnsembleDynamics, logs: list[Episode]) -> None:
+    plant = Plant(RobotModel("pendulum"), Chain([FirstOrderLag(time_constant=0.06)]), timestep=0.005, threads=1)
+    commands = excite(np.random.default_rng(0), 24.0, 0.02, np.array([0.5]), (0.5, 1.3))
+    weak = Twin(plant, {"dynamics.payload.mass": 0.8}).record("weak", commands, hold=0.02)
+    model = EnsembleDynamics(config())
+    fit_to_recordings(model, [weak], ["position"], iterations=500, batch=32, rate=0.01)
+    fast = Questions.of(logs[1], ["position"])
+    whole, cut = (RecordingPredictor(m, ["position"])(fast).epistemic[:, -1].median() for m in (trained, model))
+    assert float(cut) > 4 * float(whole)
+
+
 def test_a_recalibrated_model_keeps_it_on_disk_and_drops_it_when_it_learns(
     trained: EnsembleDynamics, logs: list[Episode], tmp_path: Path
 ) -> None:
