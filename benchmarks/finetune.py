@@ -41,6 +41,7 @@ from sim2real.combination import recalibrate_model
 from sim2real.estimation import Estimate
 from sim2real.evaluation import Questions, RecordingPredictor, score
 from sim2real.prediction import Prediction
+from sim2real.run_directory import write_json
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Rehearsal, fit_to_recordings
 
 ROWS = ("scratch", "pretrained", *METHODS, "auto")
@@ -216,7 +217,7 @@ def main() -> None:
             for seed in options.seeds:
                 file = options.folder / f"{name}-{amount}-{seed}{'-quick' if options.quick else ''}.json"
                 if not file.exists():
-                    file.write_text(json.dumps(measure(less, seed, options.quick), indent=1))
+                    write_json(file, measure(less, seed, options.quick))
                 seeds.append(json.loads(file.read_text()))
                 print(f"\n{name}, {amount} s, seed {seed}")
                 show(seeds[-1])

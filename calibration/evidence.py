@@ -41,7 +41,10 @@ class Evidence(Protocol):
         ...
 
     def errors(self, model: EnsembleDynamics) -> Tensor:
-        """Return (N,) squared errors of the mean of all members, relative to how far the robot gets in a time."""
+        """Return (N,) squared errors relative to how far the robot gets in a time: of the mean of all members.
+
+        Where every member has windows of its own, of each member.
+        """
         ...
 
     def where(self, keep: Tensor) -> Evidence:
@@ -55,9 +58,11 @@ class OfStates:
 
     Attributes:
         data: (M, N, ...) or (1, N, ...).
+        whole: what they are a part of; itself if not given.
     """
 
     data: Stretches
+    whole: Stretches | None = None
 
     @property
     def block(self) -> Tensor:
@@ -65,8 +70,8 @@ class OfStates:
 
     @cached_property
     def scale(self) -> Tensor:
-        """(T, X) how far states get in 1 .. T steps."""
-        return change_scale(self.data)
+        """(T, X) how far states get in 1 .. T steps, in all of them."""
+        return change_scale(self.whole or self.data)
 
     def loss(self, model: EnsembleDynamics, weight: Tensor, size: int, generator: torch.Generator) -> Tensor:
         members, history = model.config.members, model.config.history
@@ -86,11 +91,11 @@ class OfStates:
         m, data = model.config.members, self.data
         states, commands = (x.expand(m, *x.shape[1:]) for x in (data.states, data.commands))
         path = model.rollout(states[:, :, 0], commands)[..., : states.shape[-1]]
-        return ((path - states[:, :, 1:]).mean(0) / self.scale).square().mean((1, 2))
+        return _squares((path - states[:, :, 1:]) / self.scale, shared=len(data.states) == 1)
 
     def where(self, keep: Tensor) -> OfStates:
         d = self.data
-        return OfStates(Stretches(d.states[:, keep], d.commands[:, keep], d.block[keep]))
+        return OfStates(Stretches(d.states[:, keep], d.commands[:, keep], d.block[keep]), self.whole or d)
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,13 @@ class OfReadings:
         data: (N, ...), or (M, N, ...) of simulations.
         later: the windows that begin a step later, aligned; None where only rollouts are known.
         block: (N,).
+        whole: what they are a part of; itself if not given.
     """
 
     data: Recorded
     later: Recorded | None
     block: Tensor
+    whole: Recorded | None = None
 
     @classmethod
     def of(
@@ -131,8 +138,8 @@ class OfReadings:
 
     @cached_property
     def scale(self) -> Tensor:
-        """(T, D) how far the robot gets in 1 .. T steps."""
-        return self.data.spread()
+        """(T, D) how far the robot gets in 1 .. T steps, in all of them."""
+        return (self.whole or self.data).spread()
 
     def loss(self, model: EnsembleDynamics, weight: Tensor, size: int, generator: torch.Generator) -> Tensor:
         members = model.config.members
@@ -153,16 +160,22 @@ class OfReadings:
     @torch.no_grad()
     def errors(self, model: EnsembleDynamics) -> Tensor:
         apart = self._apart(model, self.data.expanded(model.config.members))
-        return (apart.mean(0) / self.scale).square().mean((1, 2))
+        return _squares(apart / self.scale, shared=self.data.state.dim() == 2)
 
     def where(self, keep: Tensor) -> OfReadings:
         later = None if self.later is None else self.later.where(keep)
-        return OfReadings(self.data.where(keep), later, self.block[keep])
+        return OfReadings(self.data.where(keep), later, self.block[keep], self.whole or self.data)
 
     @staticmethod
     def _apart(model: EnsembleDynamics, w: Recorded) -> Tensor:
         """Return how far rollouts (M, N, T, D) are from what was measured."""
         return model.rollout(begin(model, w), w.commands)[..., : model.config.joints] - w.positions
+
+
+def _squares(apart: Tensor, shared: bool) -> Tensor:
+    """Return (N,) squared errors of (M, N, T, O): of the members' mean where they share windows, else of each alone."""
+    squares = apart.mean(0).square() if shared else apart.square().mean(0)
+    return squares.mean((1, 2))
 
 
 @torch.no_grad()

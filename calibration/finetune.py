@@ -125,11 +125,15 @@ def finetune_dynamics(
         the model to go on with, and why.
 
     Raises:
-        ModelError: no such method, or `auto` has too few blocks of time.
+        ModelError: no such method, nothing is held out, `real` is something else, or `auto` has too few blocks of time.
         NonFiniteError: the loss or a prediction is not finite.
     """
     if method not in (*METHODS, "auto"):
         raise ModelError(f"no method named {method!r} to fine-tune with{did_you_mean(method, (*METHODS, 'auto'))}")
+    if not held_out or len({q.horizons for q in held_out}) > 1:
+        raise ModelError(
+            f"the gate needs held-out questions of the same horizons, found {len(held_out)}; ask `Questions.of`"
+        )
     settings = _Settings(anchor, iterations, batch, rate, replay_weight, seed)
     evidence, simulated = _evidence(real), None if replay is None else _evidence(replay)
     tried: dict[str, float] = {}
@@ -168,16 +172,23 @@ def judge(
     for questions in held_out:
         blocks.append(first + questions.blocks())
         first = int(blocks[-1].max()) + 1
-    accepted, reason = gate(before, after, np.concatenate(blocks), np.random.default_rng(seed))
+    horizons = held_out[0].horizons
+    accepted, reason = gate(before, after, np.concatenate(blocks), np.random.default_rng(seed), horizons=horizons)
     crps = {
-        name: {f"{h:g}": float(v) for h, v in zip(HORIZONS, rows.mean((0, 2)), strict=True)}
+        name: {f"{h:g}": float(v) for h, v in zip(horizons, rows.mean((0, 2)), strict=True)}
         for name, rows in (("before", before), ("after", after))
     }
     return accepted, reason, crps
 
 
 def _evidence(data: Stretches | OfReadings) -> Evidence:
-    return OfStates(data) if isinstance(data, Stretches) else data
+    if isinstance(data, Stretches):
+        return OfStates(data)
+    if not isinstance(data, OfReadings):
+        raise ModelError(
+            f"expected windows of recordings, `from_episodes` or `OfReadings.of`, found a {type(data).__name__}"
+        )
+    return data
 
 
 def _error(squares: Tensor) -> float:
@@ -255,7 +266,12 @@ def _tune(
 
 
 def gate(
-    before: Array, after: Array, blocks: NDArray[np.int_], rng: np.random.Generator, draws: int = 2000
+    before: Array,
+    after: Array,
+    blocks: NDArray[np.int_],
+    rng: np.random.Generator,
+    draws: int = 2000,
+    horizons: Sequence[float] = HORIZONS,
 ) -> tuple[bool, str]:
     """Decide whether a model may replace another, from their CRPS on the same held-out windows.
 
@@ -273,6 +289,7 @@ def gate(
         blocks: (W,) the block of time of each window.
         rng: of the bootstrap.
         draws: of the bootstrap.
+        horizons: of the H [s].
 
     Returns:
         whether the new model is accepted, and why, in words.
@@ -289,7 +306,7 @@ def gate(
     change = 100 * (float(np.exp(np.log(ratio).mean())) - 1)
     said, stays = (
         f"CRPS on held-out recordings changed by {change:+.1f} % (pooled over horizons)",
-        "the pre-trained model stays",
+        "the old model stays",
     )
     if change >= 0:
         return False, f"refused: {said}; {stays}"
@@ -297,12 +314,12 @@ def gate(
         return False, f"refused: {said}, but only {100 * sure:.0f} % of resampled blocks agree; {stays}"
     worst = int(np.argmax(ratio))
     if ratio[worst] > 1 + MARGIN:
-        return False, f"refused: {said}, but by {100 * (ratio[worst] - 1):+.1f} % at {HORIZONS[worst]:g} s; {stays}"
+        return False, f"refused: {said}, but by {100 * (ratio[worst] - 1):+.1f} % at {horizons[worst]:g} s; {stays}"
     harmed = _worse(resampled[1] / resampled[0])
     if harmed is not None:
         h, d = harmed
         rise = 100 * (float(after[:, h, d].mean() / before[:, h, d].mean()) - 1)
-        return False, f"refused: {said}, but by {rise:+.1f} % in channel {d + 1} at {HORIZONS[h]:g} s; {stays}"
+        return False, f"refused: {said}, but by {rise:+.1f} % in channel {d + 1} at {horizons[h]:g} s; {stays}"
     return True, f"accepted: {said}, in {100 * sure:.0f} % of resampled blocks"
 
 

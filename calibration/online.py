@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -101,7 +103,7 @@ class Adapting:
 
     def __init__(self, policy: Policy, online: OnlineLastLayer) -> None:
         self.policy, self.online = policy, online
-        self._last: Estimate | None = None
+        self._last: tuple[Estimate, float] | None = None
 
     def reset(self) -> None:
         """Begin anew; what was learned stays."""
@@ -109,8 +111,10 @@ class Adapting:
         self._last = None
 
     def act(self, estimate: Estimate, t: float) -> Array:
-        """Learn from the step that has ended, then ask the policy."""
+        """Learn from the step that has ended, then ask the policy; after a gap there is no such step."""
         if self._last is not None:
-            self.online.update(self._last, estimate.commands[:, -1], estimate)
-        self._last = estimate
+            before, then = self._last
+            if math.isclose(t - then, self.online.model.config.timestep, rel_tol=0.1):
+                self.online.update(before, estimate.commands[:, -1], estimate)
+        self._last = estimate, t
         return self.policy.act(estimate, t)

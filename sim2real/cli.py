@@ -90,7 +90,13 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 done, 1 the work failed, 2 wrong usage."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # keys of a recipe may stand after options, too
+    if any(r.startswith("-") or "=" not in r for r in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
     from rich.console import Console
 
     # a table that goes into a file or a pipe is not cut to the width of a screen
@@ -193,12 +199,17 @@ def _look(recipe: Any, console: Console) -> None:
         + ("" if seconds >= 2 * FOLDS else "not ")
         + "enough for finetune.method=auto"
     )
-    table = Table("of the simulations", "simulated", "recorded", "seen", "beyond them", box=None, pad_edge=False)
+    table = Table("part", "simulated", "recorded", "seen", "beyond", box=None, pad_edge=False)
     for one in seen:
         ranges = (", ".join(f"{low:.3g} to {high:.3g}" for low, high in r) for r in (one.trained, one.recorded))
         table.add_row(_plain(one.name), *ranges, f"{one.share:.0%}", f"{one.outside:.0%}")
     console.print(table)
-    console.print("joints: position, velocity; seen: the share of the cells of a grid of tenths that simulations fill")
+    console.print(
+        "simulated: where pre-training goes, with the nominal robot\n"
+        "seen: how much of it was recorded, in tenths of each axis; elsewhere the model stays as simulations made it\n"
+        "beyond: how much of what was recorded simulations miss; where that is much, widen model.excitation or\n"
+        "control.limit"
+    )
 
 
 def _check(recipe: Any, options: argparse.Namespace, console: Console) -> None:

@@ -21,16 +21,25 @@ RESOLUTION = 100
 
 
 def recalibrate(predictor: Predictor, held_out: Sequence[Questions]) -> Recalibration:
-    """Fit the recalibration of a predictor on held-out questions; each recording counts alike, however long it is."""
+    """Fit the recalibration of a predictor on held-out questions; each recording counts alike, however long it is.
+
+    Raises:
+        ModelError: there is no question.
+    """
+    if not held_out:
+        raise ModelError("a predictor is recalibrated on held-out questions: found none; ask `Questions.of`")
     pooled = Prediction.concatenate([predictor(q) for q in held_out])
     truth = torch.as_tensor(np.concatenate([q.truth for q in held_out]))
     return Recalibration.fit(pooled, truth, np.concatenate([np.full(len(q.truth), 1 / len(q.truth)) for q in held_out]))
 
 
 def recalibrate_model(model: EnsembleDynamics, predictor: Predictor, held_out: Sequence[Questions]) -> None:
-    """Give a model the recalibration that a predictor, which asks it, needs on held-out questions; the old one goes."""
-    model.recalibration = None
-    model.recalibration = recalibrate(predictor, held_out)
+    """Give a model the recalibration that a predictor, which asks it, needs on held-out questions."""
+    old, model.recalibration = model.recalibration, None
+    try:
+        old = recalibrate(predictor, held_out)
+    finally:
+        model.recalibration = old
 
 
 @dataclass(frozen=True)

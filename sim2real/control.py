@@ -65,7 +65,7 @@ class Tracker:
         else:
             state = self.estimator.update(self.period, positions, self._sent[:, -1])
             self._past = np.concatenate([self._past, self._last[:, None]], 1)[:, 1:]
-        self._last = positions
+        self._last = np.array(positions)
         return Estimate(state, self._sent, self._past)
 
     def send(self, command: Array) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,19 +19,22 @@ import numpy as np
 
 from sim2real.calibration.evidence import OfReadings
 from sim2real.calibration.finetune import finetune_dynamics, judge
-from sim2real.calibration.tuning import Method
+from sim2real.calibration.tuning import METHODS, Method
+from sim2real.combination import recalibrate_model
 from sim2real.control import Tracker
 from sim2real.episodes import Episode
-from sim2real.errors import LogError, ModelError, NonFiniteError
-from sim2real.evaluation import Questions, RecordingPredictor
+from sim2real.errors import LogError, ModelError, NonFiniteError, ParameterError, did_you_mean
+from sim2real.evaluation import HORIZONS, Questions, RecordingPredictor
 from sim2real.logs import read_logs
 from sim2real.logs.record import RecordEpisodes
 from sim2real.planning import Policy
 from sim2real.prediction import Prediction
+from sim2real.randomization.env_parameters import control_period
 from sim2real.run_directory import write_json
 from sim2real.world_model import EnsembleDynamics
+from sim2real.world_model.windows import WARMUP, before_start
 
-# Every so many episodes one is held out, the last one of each round at least.
+# Of every so many episodes that are long enough to be scored one is held out; of fewer, the last one.
 EVERY = 4
 # A round that lowers the error by less than this share brought nothing.
 WORTHWHILE = 0.05
@@ -76,6 +83,7 @@ def dagger(
     episode: float = 2.5,
     shares: Sequence[float] = (0.5, 0.25, 0.0),
     segment: float = 0.5,
+    clock: Literal["simulated", "wall"] = "simulated",
     method: Method | Literal["auto"] = "anchored",
     replay: OfReadings | None = None,
     patience: int = 2,
@@ -92,16 +100,17 @@ def dagger(
     Args:
         robot: observes at the model's timestep, and takes commands in the units of the logs.
         model: pre-trained, and looks back; it is tuned anew in each round, on all recordings so far.
-        planner: makes a controller of a model.
+        planner: makes a controller of a copy of a model.
         fallback: the safe policy that shares the command at first.
         channels: the observations that are joint positions.
         directory: of the rounds.
         names: of the robot's observations, in their order; its own `names` if not given.
         rounds: at most.
-        seconds: of robot time a round [s].
+        seconds: of robot time a round [s], rounded up to whole episodes.
         episode: length of an episode [s].
         shares: of the fallback, a round; the last one holds for those that follow.
         segment: for how long either of them is in command [s].
+        clock: of the recordings; `wall` for hardware, whose steps are never quite alike.
         method: of `finetune_dynamics`.
         replay: simulated windows that are mixed in.
         patience: stop after so many rounds that each lowered the error by less than 5 %.
@@ -113,17 +122,18 @@ def dagger(
         the rounds, those of an earlier call included.
 
     Raises:
-        ModelError: the model does not look back, or the directory holds rounds of another model.
-        LogError: the robot does not observe the channels, or what was recorded is too short.
+        ModelError: the model does not look back, the method or a setting is not known, or the directory holds rounds of
+            another model.
+        LogError: the robot does not observe the channels, or at another period; a round is no two episodes, or they are
+            too short to be scored.
         NonFiniteError: a policy commanded what is not finite; the episodes before are kept.
     """
-    if model.encoder is None:
-        raise ModelError("rounds need a model that looks back: its own filter says where the robot is")
+    _check(robot, model, channels, names, seconds, episode, method, tuning)
     place, done = Path(directory), finished(directory)
     start = _digest(model)
     if done and done[0].parent != start:
         raise ModelError(f"{place} holds rounds of another model: {done[0].parent[:8]}, not {start[:8]}; name another")
-    current = latest(directory) if done else model
+    current = latest(directory) if done else copy.deepcopy(model)
     idle = 0
     for r in done:
         idle = 0 if _gain(r) >= WORTHWHILE else idle + 1
@@ -133,10 +143,14 @@ def dagger(
             break
         folder = place / f"round-{number:02d}"
         share = shares[min(number, len(shares)) - 1] if shares else 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        parent = _digest(current)
+        _of_one_model(folder / "begun.json", parent)
         progress(f"round {number}: recording")
         record(
-            robot, planner(current), fallback, current, channels, folder / "logs",
-            names=names, seconds=seconds, episode=episode, share=share, segment=segment, seed=seed + 1000 * number,
+            robot, planner(copy.deepcopy(current)), fallback, current, channels, folder / "logs",
+            names=names, clock=clock, seconds=seconds, episode=episode, share=share, segment=segment,
+            seed=seed + 1000 * number,
         )  # fmt: skip
         train, held = _split(place, number)
         progress(f"round {number}: tuning on {sum(e.duration for e in train):.3g} s")
@@ -153,7 +167,8 @@ def dagger(
             **tuning,
         )
         accepted, reason, crps = judge(current, found.tuned, _answer(channels), asked, seed)
-        parent, current = _digest(current), found.tuned if accepted else current
+        current = copy.deepcopy(found.tuned) if accepted else current
+        recalibrate_model(current, RecordingPredictor(current, channels), asked)
         current.save(folder / "model")
         here = read_logs(folder / "logs")
         before = float(np.mean(list(crps["before"].values())))
@@ -167,6 +182,69 @@ def dagger(
     return done
 
 
+def _check(
+    robot: gym.Env[Any, Any],
+    model: EnsembleDynamics,
+    channels: Sequence[str],
+    names: Sequence[str] | None,
+    seconds: float,
+    episode: float,
+    method: str,
+    tuning: Mapping[str, Any],
+) -> None:
+    """Raise what can be told before the robot moves."""
+    if model.encoder is None:
+        raise ModelError("rounds need a model that looks back: its own filter says where the robot is")
+    if method not in (*METHODS, "auto"):
+        raise ModelError(f"no method named {method!r} to fine-tune with{did_you_mean(method, (*METHODS, 'auto'))}")
+    known = [n for n, p in signature(finetune_dynamics).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in tuning:
+        if name not in known:
+            raise ModelError(f"finetune_dynamics takes no {name!r}{did_you_mean(name, known)}")
+    before = max(WARMUP, before_start(model.config))
+    if episode < before + max(HORIZONS):
+        least = before + max(HORIZONS)
+        raise LogError(
+            f"episodes are scored up to {max(HORIZONS):g} s ahead: expected {least:.3g} s or more, found {episode:g} s"
+        )
+    if seconds <= episode:
+        raise LogError(
+            f"of each round one episode is held out, so there have to be two: expected more than {episode:g} s, found "
+            f"{seconds:g} s; make the round longer, or the episodes shorter"
+        )
+    with contextlib.suppress(ParameterError):  # a robot that does not say its period is believed
+        period = control_period(robot)
+        if not math.isclose(period, model.config.timestep, rel_tol=1e-3):
+            raise LogError(f"the robot is asked every {period:g} s, the model's step is {model.config.timestep:g} s")
+    observed = _names(robot, names)
+    missing = [c for c in ([channels] if isinstance(channels, str) else channels) if c not in observed]
+    if missing or isinstance(channels, str) or len(channels) != model.config.joints:
+        expected = f"the names of {model.config.joints} joint positions among {', '.join(observed)}"
+        raise LogError(f"expected {expected}, found {channels!r}")
+
+
+def _names(robot: gym.Env[Any, Any], names: Sequence[str] | None) -> list[str]:
+    if names is not None:
+        return list(names)
+    try:
+        return list(robot.get_wrapper_attr("names"))
+    except AttributeError:
+        raise LogError("the robot does not say what it observes; give `names`, one for each number") from None
+
+
+def _of_one_model(file: Path, running: str) -> None:
+    """Note which model a round is recorded with; raise a ModelError where it was begun with another one."""
+    if file.is_file():
+        begun = json.loads(file.read_text())["model"]
+        if begun != running:
+            raise ModelError(
+                f"{file.parent} was begun with another model: {begun[:8]}, not {running[:8]}; take it back, or name "
+                "another directory"
+            )
+    else:
+        write_json(file, {"model": running})
+
+
 def record(
     robot: gym.Env[Any, Any],
     policy: Policy,
@@ -176,6 +254,7 @@ def record(
     folder: Path,
     *,
     names: Sequence[str] | None,
+    clock: Literal["simulated", "wall"],
     seconds: float,
     episode: float,
     share: float,
@@ -189,12 +268,9 @@ def record(
         (folder / "cut_off").mkdir(exist_ok=True)
         shutil.move(part, folder / "cut_off" / f"{part.name}.{len(list((folder / 'cut_off').iterdir()))}")
     dt = model.config.timestep
-    named = list(names) if names is not None else list(robot.get_wrapper_attr("names"))
-    missing = [c for c in channels if c not in named]
-    if missing:
-        raise LogError(f"the robot does not observe {', '.join(missing)}; it observes {', '.join(named)}")
+    named = _names(robot, names)
     columns = [named.index(c) for c in channels]
-    recorder = RecordEpisodes(robot, folder, names=named, dt=dt)
+    recorder = RecordEpisodes(robot, folder, names=named, clock=clock, dt=dt)
     space = robot.action_space
     assert isinstance(space, gym.spaces.Box)
     estimator, config = model.encoder.estimator(), model.config
@@ -249,12 +325,16 @@ def roll_back(directory: str | Path, to: int) -> list[Path]:
     """Take back the rounds after one of them, so that the next call goes on from there; return where they lie now.
 
     Nothing is deleted: they are moved to `rolled_back`.
+
+    Raises:
+        ModelError: there is no such directory, or number.
     """
+    if to < 0 or not Path(directory).is_dir():
+        raise ModelError(f"expected a directory of rounds and a number from 0, found {directory} and {to}")
     place, moved = Path(directory), []
-    for number in range(to + 1, 1000):
+    later = [n for n in range(to + 1, 1000) if (place / f"round-{n:02d}").is_dir()]
+    for number in reversed(later):  # the last one first: what a kill leaves is a shorter run
         folder = place / f"round-{number:02d}"
-        if not folder.is_dir():
-            break
         aside = place / "rolled_back"
         aside.mkdir(exist_ok=True)
         moved.append(aside / f"{folder.name}-{len(list(aside.iterdir())):03d}")
@@ -268,9 +348,15 @@ def _split(place: Path, until: int) -> tuple[list[Episode], list[Episode]]:
     held: list[Episode] = []
     for number in range(1, until + 1):
         episodes = read_logs(place / f"round-{number:02d}" / "logs")
-        for k, e in enumerate(episodes):
-            out = k % EVERY == EVERY - 1 or (k == len(episodes) - 1 and len(episodes) < EVERY)
-            (held if out else train).append(e)
+        scorable = [k for k, e in enumerate(episodes) if e.duration > WARMUP + max(HORIZONS) + e.period]
+        out = scorable[EVERY - 1 :: EVERY] or scorable[-1:]
+        held += [episodes[k] for k in out]
+        train += [e for k, e in enumerate(episodes) if k not in out]
+    if not held or not train:
+        raise LogError(
+            f"{place}: expected episodes to learn from, and one above {WARMUP + max(HORIZONS):.3g} s to hold out, "
+            f"found {len(train)} and {len(held)}: they ended early; make the rounds longer, or the robot safer"
+        )
     return train, held
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sim2real.combination import recalibrate_model
-from sim2real.episodes import Episode
+from sim2real.episodes import Array, Episode
 from sim2real.errors import ModelError
 from sim2real.evaluation import Predictor, Questions, RecordingPredictor, Scores, mean_scores, score
 from sim2real.kalman import KalmanFilter
@@ -46,7 +47,7 @@ class Lesson:
         dt = config.timestep
         horizons = tuple(dt * np.arange(1, steps + 1))
         starts = [window_starts(e, config, (steps + 1) * dt) for e in self.practice]
-        thin = max(sum(map(len, starts)) // self.windows, 1)
+        thin = max(math.ceil(sum(map(len, starts)) / self.windows), 1)
         parts = []
         for episode, rows in zip(self.practice, starts, strict=True):
             some = rows[:: max(min(thin, len(rows)), 1)]
@@ -72,17 +73,21 @@ def practise(
     *,
     hold: float,
     rng: np.random.Generator,
+    noise: Array | float = 0.0,
     episodes: int = 60,
     seconds: float = 2.0,
 ) -> list[Episode]:
     """Record a twin from random states under random commands, weak ones more often than strong ones.
+
+    Its readings should be as far apart as those of the robot.
 
     Args:
         twin: a simulation with the identified parameters.
         excitation: its commands and states.
         channels: what its joint positions are called in the recordings of the robot.
         hold: time that each command is held [s].
-        rng: of both.
+        rng: of both, and of the noise.
+        noise: standard deviation of the readings, of each joint [unit of the joint].
         episodes: how many.
         seconds: of each.
     """
@@ -91,7 +96,14 @@ def practise(
     starts = excitation.states(rng, episodes)
     made = [twin.record(f"practice {k}", u, hold, x) for k, (u, x) in enumerate(zip(commands, starts, strict=True))]
     named = tuple((name, unit) for name, (_, unit) in zip(channels, twin.channels.observations, strict=True))
-    return [replace(episode, channels=replace(episode.channels, observations=named)) for episode in made]
+    return [
+        replace(
+            e,
+            observations=e.observations + noise * rng.normal(size=e.observations.shape),
+            channels=replace(e.channels, observations=named),
+        )
+        for e in made
+    ]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Seen:
     """One part of a model's input space: the positions and velocities of a joint, or the commands of an actuator.
 
     Attributes:
-        name: of the joint or the actuator.
+        name: of the joint or the actuator, and the units of its axes.
         trained: for each of its axes, least and most in training.
         recorded: the same in the recordings.
         share: of the cells that training fills, those that recordings visit.

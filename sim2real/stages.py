@@ -5,14 +5,15 @@ Each is a function of plain values that a notebook can call; `pipeline.run` stri
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from sim2real.adapters import Chain, Noise
 from sim2real.calibration import (
     Adaptation,
     Check,
@@ -238,7 +239,9 @@ def look_before_finetuning(setup: Setup) -> tuple[Stretches, list[Seen]]:
         setup.recordings.commanded, setup.channels, steps=recipe.steps, history=model.history, timestep=model.timestep
     )
     simulated = simulated_stretches(setup, setup.plant, repeated(setup.plant.nominal(), 1), "look")
-    return real, compare(simulated, real, robot.wraps, robot.joint_names, robot.actuator_names)
+    joints = [f"{n} [{u}, {u}/s]" for n, u in zip(robot.joint_names, robot.joint_units, strict=True)]
+    actuators = [f"{n} [{u}]" for n, u in zip(robot.actuator_names, robot.effort_units, strict=True)]
+    return real, compare(simulated, real, robot.wraps, joints, actuators)
 
 
 def finetune_stage(
@@ -265,6 +268,7 @@ def finetune_stage(
         seed=setup.recipe.seed,
         progress=progress,
     )
+    found = replace(found, model=copy.deepcopy(found.model))  # recalibrated is not what came in
     predictor = model_predictor(setup, found.model, posterior.values, observation)
     recalibrate_model(found.model, predictor, validation(setup))
     return found
@@ -339,14 +343,19 @@ def distill_stage(
     encoder = next(iter(learned.values())).encoder
     assert encoder is not None
     known = setup.plant.nominal()
-    twin = Twin(
-        setup.plant,
-        {name: value for name, value in simulator.best.items() if name in known},
-        Chain([Noise(gap="perception", additive=float(encoder.noise.mean()))]),
-        period=recipe.timestep,
+    # read about as often as the robot, a whole number of times in a step of the model, of whole steps of the plant
+    substeps = round(recipe.timestep / setup.plant.timestep)
+    wanted = max(round(recipe.timestep / float(np.median([e.period for e in setup.recordings.commanded]))), 1)
+    times = max(k for k in range(1, substeps + 1) if substeps % k == 0 and k <= wanted)
+    values = {name: value for name, value in simulator.best.items() if name in known}
+    practice = practise(
+        Twin(setup.plant, values, period=recipe.timestep / times),
+        excitation(setup, setup.plant),
+        setup.channels,
+        hold=recipe.timestep,
+        noise=encoder.noise.numpy(),
+        rng=setup.rng("practice"),
     )
-    rng = setup.rng("practice")
-    practice = practise(twin, excitation(setup, setup.plant), setup.channels, hold=recipe.timestep, rng=rng)
     return distill(
         combine(setup, simulator, models),
         EnsembleDynamics(_of_recordings(setup, recipe), setup.recipe.seed),

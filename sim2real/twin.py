@@ -62,9 +62,9 @@ class Twin:
         actions = [("effort" if one else f"{a}.effort", u) for a, u in zip(model.actuator_names, efforts, strict=True)]
         return Channels(tuple(observed), tuple(actions))
 
-    def start(self, states: Array) -> RunningTwin:
-        """Return n twins in `states` (n, X), with their sensors settled."""
-        return RunningTwin(self, states)
+    def start(self, states: Array, seed: int = 0) -> RunningTwin:
+        """Return n twins in `states` (n, X), with their sensors settled; `seed` is that of the sensors' noise."""
+        return RunningTwin(self, states, seed)
 
     def record(self, name: str, commands: Array, hold: float, start: Array | None = None) -> Episode:
         """Send `commands` (N, A), each held for `hold` seconds, to one twin; log every `period`.
@@ -91,12 +91,12 @@ class Twin:
 class RunningTwin:
     """n twins at work. Only `reading` may be shown to what is being tested; `state()` is for scoring it."""
 
-    def __init__(self, twin: Twin, states: Array) -> None:
+    def __init__(self, twin: Twin, states: Array, seed: int = 0) -> None:
         n, dof = len(states), twin.plant.degrees_of_freedom
         self._twin = twin
         self._plant: RunningPlant = twin.plant.start(n, {k: np.full(n, v) for k, v in twin.truth.items()})
         self._plant.reset(states)
-        self._sensors = twin.perception.bind(n, dof, twin.plant.timestep)
+        self._sensors = twin.perception.bind(n, dof, twin.plant.timestep, seed=seed)
         settled = np.repeat(states[:, None, :dof], 50, 1)
         self.reading: Array = self._sensors.apply(settled)[:, -1]
 

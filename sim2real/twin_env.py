@@ -38,7 +38,7 @@ class TwinEnv(gym.Env[Array, Array]):
         dof = self.twin.plant.degrees_of_freedom
         state = np.zeros((1, 2 * dof))
         state[:, :dof] = self.np_random.uniform(-self.spread, self.spread, dof)
-        self._running, self._step = self.twin.start(state), 0
+        self._running, self._step = self.twin.start(state, int(self.np_random.integers(2**31))), 0
         return self._running.reading[0].copy(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:

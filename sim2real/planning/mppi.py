@@ -47,7 +47,7 @@ class MPPI:
         seed: int = 0,
     ) -> None:
         self.model, self.cost = model, cost
-        self.limit = torch.as_tensor(limit, dtype=torch.float32)
+        self.limit = torch.as_tensor(np.atleast_1d(limit), dtype=torch.float32)
         self.steps = max(round(horizon / model.config.timestep), 1)
         self.each = -(-candidates // model.config.members)
         self.iterations, self.noise, self.correlation, self.temperature = iterations, noise, correlation, temperature

@@ -240,6 +240,7 @@ class EnsembleDynamics(nn.Module):
 
     def save(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, and `recalibration.json`, into a directory, which is made."""
+        storage.save_recalibration(None, directory)  # that of another model must not outlive a kill in between
         storage.save(self, asdict(self.config), directory)
         storage.save_recalibration(self.recalibration, directory)
 

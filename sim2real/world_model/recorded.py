@@ -24,6 +24,8 @@ from sim2real.world_model.windows import Recorded, before_start, causal_states, 
 # short, none is longer than this share of what follows the first start in the longest of them.
 GROWING = ((0.03, 0.3), (0.16, 0.4), (0.5, 0.3))
 LONGEST = 0.5
+# Readings are a model step apart if they are by this share of it; if fewer than this share are, all are interpolated.
+NEARLY, USABLE = 0.02, 0.8
 
 
 class Lessons(Protocol):
@@ -206,8 +208,8 @@ def step_pairs(
 ) -> tuple[Recorded, Recorded, Tensor]:
     """Return windows of T steps, those that start at the reading nearest to a step later, and the second of each.
 
-    Where readings are further apart than a step, those between are interpolated. Seconds are numbered through all
-    recordings: (N,).
+    Where readings are not a step apart, nearly, those of a clock that is are interpolated. Seconds are numbered through
+    all recordings: (N,).
 
     Raises:
         LogError: none fits.
@@ -215,12 +217,11 @@ def step_pairs(
     first, second, blocks = [], [], []
     dt, begun = config.timestep, 0
     for e in episodes:
-        if e.period > 1.25 * dt:
+        rows, after, near = _a_step_apart(e, config, steps)
+        if near.mean() < USABLE if len(near) else e.period > dt:
             e = resample(e, dt)
+            rows, after, near = _a_step_apart(e, config, steps)
         t, states = e.observed_at, causal_states(estimator, e, channels)
-        rows = window_starts(e, config, (steps + 2) * dt)
-        after = np.searchsorted(t, t[rows] + dt - 1e-9)
-        near = np.abs(t[after] - t[rows] - dt) < 0.25 * dt
         if near.any():
             first.append(cut_window(e, rows[near], channels, config, states, steps))
             second.append(cut_window(e, after[near], channels, config, states, 1))
@@ -232,6 +233,17 @@ def step_pairs(
             "record longer, or choose another timestep"
         )
     return Recorded.joined(first), Recorded.joined(second), torch.as_tensor(np.concatenate(blocks))
+
+
+def _a_step_apart(
+    e: Episode, config: EnsembleConfig, steps: int
+) -> tuple[NDArray[np.int_], NDArray[np.int_], NDArray[np.bool_]]:
+    """Return where windows may start, the readings nearest to a step later, and whether they are that far away."""
+    t, dt = e.observed_at, config.timestep
+    rows = window_starts(e, config, (steps + 2) * dt)
+    right = np.clip(np.searchsorted(t, t[rows] + dt), 1, len(t) - 1)
+    after = np.where(t[right] - t[rows] - dt < t[rows] + dt - t[right - 1], right, right - 1)
+    return rows, after, np.abs(t[after] - t[rows] - dt) < NEARLY * dt
 
 
 def estimates(

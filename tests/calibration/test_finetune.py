@@ -233,7 +233,7 @@ def test_the_gate_refuses_what_is_no_better(ratio: float) -> None:
     accepted, reason = decide(np.full(4, ratio))
     assert not accepted
     assert f"changed by {100 * (ratio - 1):+.1f} %" in reason
-    assert reason.endswith("the pre-trained model stays")
+    assert reason.endswith("the old model stays")
 
 
 @pytest.mark.parametrize(("worst", "accepted"), [(1.04, True), (1.06, False)])

@@ -102,6 +102,22 @@ def test_a_payload_is_noticed_in_the_loop(model: EnsembleDynamics, plant: Plant)
     assert after < 0.5 * before
 
 
+def test_a_gap_is_not_a_step(model: EnsembleDynamics, plant: Plant) -> None:
+    class Rests:
+        def reset(self) -> None: ...
+
+        def act(self, estimate: Estimate, t: float) -> Array:
+            return np.zeros((1, 1))
+
+    (before, _, after), online = known(stretches(plant, 1.0, 1, 2), 0), OnlineLastLayer(copy.deepcopy(model))
+    policy = Adapting(Rests(), online)
+    policy.act(before, 0.0)
+    policy.act(after, 0.5)  # the fallback was in command in between
+    assert all(torch.equal(a, b) for a, b in zip(online.model.parameters(), model.parameters(), strict=True))
+    policy.act(before, 0.5 + DT)
+    assert not torch.equal(online.model.dynamics.weights[-1], model.dynamics.weights[-1])
+
+
 def test_nonsense_is_not_learned(model: EnsembleDynamics, plant: Plant) -> None:
     before, command, after = known(stretches(plant, 1.0, 1, 2), 0)
     online = OnlineLastLayer(copy.deepcopy(model))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sim2real.calibration import finetune_dynamics
-from sim2real.calibration.evidence import OfReadings
+from sim2real.calibration.evidence import OfReadings, begin
 from sim2real.calibration.finetune import FinetuneResult
 from sim2real.calibration.last_layer import design, prior_sizes, regress_last_layer
 from sim2real.calibration.tuning import KINDS, RANK, UNITS, Delta, LowRank, Method, move
@@ -201,6 +201,25 @@ def test_the_gate_refuses_poisoned_logs(model: EnsembleDynamics, poison: str, me
     assert not found.accepted, found.reason
     assert found.model is model
     assert found.tuned is not model
+
+
+def test_errors_are_of_the_ensemble_where_windows_are_shared_and_of_each_member_where_they_are_not(
+    model: EnsembleDynamics, real: OfReadings
+) -> None:
+    together = real.errors(model).mean().sqrt()
+    apart = OfReadings(real.data.expanded(MEMBERS), None, real.block)
+    alone = apart.errors(model).mean().sqrt()
+    path = model.rollout(begin(model, apart.data), apart.data.commands)[..., :1] - apart.data.positions
+    expected = ((path / apart.scale).square().mean((0, 2, 3))).mean().sqrt()
+    torch.testing.assert_close(alone, expected.detach())
+    assert float(together) < float(alone)
+
+
+def test_a_stretch_at_rest_is_measured_by_the_whole(model: EnsembleDynamics, real: OfReadings) -> None:
+    part = real.where(real.block < 3)
+    assert torch.equal(part.scale, real.scale)
+    assert torch.equal(part.where(part.block < 2).scale, real.scale)
+    torch.testing.assert_close(part.errors(model), real.errors(model)[real.block < 3])
 
 
 def test_forgetting_is_told(model: EnsembleDynamics, real: OfReadings) -> None:

@@ -115,11 +115,11 @@ def test_finetune_tells_before_and_after_and_what_was_forgotten(
 def test_a_dry_run_says_what_recordings_see_and_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = called("finetune", PENDULUM, *SMALL, "--dry-run", cwd=tmp_path, capsys=capsys)
+    done = called("finetune", PENDULUM, *SMALL[:-1], "--dry-run", SMALL[-1], cwd=tmp_path, capsys=capsys)
     assert done.returncode == 0, done.stderr
     assert re.search(r"training part\) +train +4\.5 +\d+ +commanded", done.stdout), done.stdout
     assert "stretches of 0.1 s in 5 seconds; not enough for finetune.method=auto" in done.stdout
-    assert re.search(r"hinge +-3\.\d+ to \d\.\d+, .* \d+% +\d+%", done.stdout), done.stdout
+    assert re.search(r"hinge \[rad, rad/s\] +-3\.\d+ to \d\.\d+, .* \d+% +\d+%", done.stdout), done.stdout
     assert not (tmp_path / "runs").exists()
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from sim2real.adapters import Chain, Noise
 from sim2real.dagger import dagger, finished, latest, roll_back
 from sim2real.episodes import Array
 from sim2real.errors import LogError, ModelError
@@ -84,6 +85,39 @@ def test_a_twin_is_an_environment(plant: Plant) -> None:
     assert [env.step(np.ones(1))[3] for _ in range(5)] == [False] * 4 + [True]
 
 
+def test_starts_and_noise_are_those_of_the_seed(plant: Plant) -> None:
+    noisy = Twin(plant, perception=Chain([Noise(gap="perception", additive=0.01)]), period=DT)
+    env = TwinEnv(noisy, LIMIT, DT, spread=1e-12)
+    one, same, other = (np.array([env.reset(seed=s)[0], env.step(np.zeros(1))[0]]) for s in (3, 3, 4))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).min() > 1e-6
+
+
+class Falls(gym.Wrapper[Any, Any, Any, Any]):
+    """A robot whose third and fourth episodes end after 0.4 s."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.number = 0
+
+    def reset(self, **how: Any) -> Any:
+        self.number, self.left = self.number + 1, 20
+        return self.env.reset(**how)
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        seen, reward, _, truncated, info = self.env.step(action)
+        return seen, reward, self.number in (3, 4) and self.left <= 0, truncated, info
+
+
+def test_episodes_that_end_early_are_learned_from_and_do_not_stop_a_round(
+    plant: Plant, model: EnsembleDynamics, tmp_path: Path
+) -> None:
+    (found,) = go(plant, model, tmp_path, Falls(robot(plant)), rounds=1, seconds=7.0)
+    assert found.episodes == 6
+    assert found.seconds == pytest.approx(2 * 0.4 + 4 * 2.0)
+
+
 @pytest.fixture(scope="module")
 def unbroken(plant: Plant, model: EnsembleDynamics, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("rounds")
@@ -117,6 +151,7 @@ def test_rounds_improve_the_model_and_leave_everything_on_disk(
         for m in (model, latest(unbroken))
     )
     assert after < 0.8 * before
+    assert latest(unbroken).recalibration is not None
 
 
 class Dies(gym.Wrapper[Any, Any, Any, Any]):
@@ -164,14 +199,30 @@ def test_rounds_can_be_taken_back(plant: Plant, model: EnsembleDynamics, unbroke
 
 
 def test_what_cannot_be_done_is_told(plant: Plant, model: EnsembleDynamics, unbroken: Path, tmp_path: Path) -> None:
-    with pytest.raises(LogError, match="does not observe angle; it observes position"):
+    with pytest.raises(LogError, match=r"names of 1 joint positions among position, found \['angle'\]"):
         dagger(robot(plant), model, Pushes, Damping(0.2, LIMIT), ["angle"], tmp_path)
+    for changed, kind, said in (
+        ({"method": "anchord"}, ModelError, "did you mean anchored"),
+        ({"iteration": 5}, ModelError, "takes no 'iteration'.*iterations"),
+        ({"episode": 0.3}, LogError, r"expected 1.1 s or more, found 0.3 s"),
+        ({"seconds": 2.0}, LogError, r"expected more than 2 s, found 2 s"),
+        ({"env": TwinEnv(Twin(plant, period=0.01), LIMIT, 0.01)}, LogError, r"every 0.01 s, the model's step is 0.02"),
+    ):
+        with pytest.raises(kind, match=said):
+            go(plant, model, tmp_path, **changed)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir()), "nothing was recorded"
     with pytest.raises(ModelError, match="rounds of another model"):
         go(plant, EnsembleDynamics(CONFIG, seed=5), unbroken)
     with pytest.raises(ModelError, match="a model that looks back"):
         go(plant, EnsembleDynamics(EnsembleConfig((True,), 1, DT)), tmp_path)
     with pytest.raises(ModelError, match="no round has finished"):
         latest(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        go(plant, EnsembleDynamics(CONFIG, seed=5), tmp_path, Dies(robot(plant), 150))
+    with pytest.raises(ModelError, match="round-01 was begun with another model"):
+        go(plant, model, tmp_path)
+    with pytest.raises(ModelError, match=r"a number from 0, found .* and -1"):
+        roll_back(tmp_path, -1)
 
 
 def test_rounds_that_bring_nothing_are_the_last(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sim2real.adapters import Chain, FirstOrderLag, Noise
-from sim2real.combination import recalibrate
+from sim2real.combination import recalibrate, recalibrate_model
 from sim2real.episodes import Channels, Episode, resample
 from sim2real.errors import LogError, ModelError
 from sim2real.estimation import Estimate
@@ -100,6 +100,21 @@ def test_excluded_stretches_are_not_seen_and_no_window_is_an_error() -> None:
         Recorded.of([ramp()], ["position"], config(), estimator, steps=200)
 
 
+@pytest.mark.parametrize("period", [0.004, 0.012, 0.02, 0.024, 0.05])
+@pytest.mark.parametrize("jitter", [0.0, 0.05])
+def test_a_step_is_as_long_as_it_says_whatever_the_clock_of_the_readings(period: float, jitter: float) -> None:
+    rng = np.random.default_rng(0)
+    t = period * np.arange(round(4.0 / period))
+    t = t + jitter * period * rng.uniform(-1, 1, len(t))
+    log = replace(ramp(), observed_at=t, observations=1.5 * t[:, None], commanded_at=t[:-1], actions=0 * t[:-1, None])
+    now, later, _ = step_pairs([log], ["position"], config(), KalmanFilter([1.0], [1e-4]))
+    # by what is read before each window: the state itself lags a little
+    moved = (later.past - now.past)[..., -1, 0].double().numpy()
+    np.testing.assert_allclose(moved.mean(), 1.5 * DT, rtol=5e-3)
+    np.testing.assert_allclose(moved, 1.5 * DT, rtol=0.1)
+    assert len(now) > 0.7 * 3.7 / max(period, DT)
+
+
 def test_members_disagree_more_where_nothing_was_recorded(trained: EnsembleDynamics, logs: list[Episode]) -> None:
     plant = Plant(RobotModel("pendulum"), Chain([FirstOrderLag(time_constant=0.06)]), timestep=0.005, threads=1)
     commands = excite(np.random.default_rng(0), 24.0, 0.02, np.array([0.5]), (0.5, 1.3))
@@ -123,6 +138,9 @@ def test_a_recalibrated_model_keeps_it_on_disk_and_drops_it_when_it_learns(
     # at horizons between its steps the variance is interpolated before or after
     torch.testing.assert_close(predictor(asked).variance, expected.variance, rtol=0.05, atol=1e-7)
     torch.testing.assert_close(predictor(asked).mean, expected.mean)
+    with pytest.raises(ModelError, match="held-out questions: found none"):
+        recalibrate_model(model, predictor, [])
+    assert model.recalibration is found
     model.save(tmp_path)
     again = EnsembleDynamics.load(tmp_path)
     assert torch.equal(RecordingPredictor(again, ["position"])(asked).variance, predictor(asked).variance)
