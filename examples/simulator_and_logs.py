@@ -55,7 +55,7 @@ def main() -> None:
     teacher = CombinedPredictor.fit(list(parts.values()), [known], [Questions.of(learn, ["position"])])
     twin = Twin(plant, posterior.values, period=config.timestep)
     practice = practise(twin, excitation, ["position"], hold=config.timestep, rng=rng)
-    one = distill(teacher, EnsembleDynamics(config, 1), [learn], practice, [held_out], ["position"], iterations=500)
+    one = distill(teacher, EnsembleDynamics(config, 1), [learn], practice, [held_out], ["position"], iterations=300)
     print(f"distilled: mean NRMSE {one.student:.3f} where its teacher has {one.teacher:.3f}")
 
 

@@ -64,10 +64,12 @@ def answer(model: EnsembleDynamics, questions: Questions) -> Prediction:
     return RecordingPredictor(model, ["position"])(questions)
 
 
-def tune(model: EnsembleDynamics, real: OfReadings, method: str, gain: float = 6.0) -> FinetuneResult:
+def tune(
+    model: EnsembleDynamics, real: OfReadings, method: str, gain: float = 6.0, iterations: int = 120
+) -> FinetuneResult:
     held = [Questions.of(spring("held out", gain, 4), ["position"])]
     return finetune_dynamics(
-        model, real, answer=answer, held_out=held, method=method, iterations=120, rate=0.005, anchor=0.01
+        model, real, answer=answer, held_out=held, method=method, iterations=iterations, rate=0.005, anchor=0.01
     )  # type: ignore[arg-type]
 
 
@@ -164,14 +166,14 @@ def test_the_last_layer_is_the_posterior_mean(model: EnsembleDynamics, real: OfR
 
 
 def test_auto_compares_on_what_was_not_seen(model: EnsembleDynamics, real: OfReadings) -> None:
-    found = tune(model, real, "auto")
+    found = tune(model, real, "auto", iterations=40)
     assert found.accepted, found.reason
     assert set(found.tried) == {"none", *METHODS}
     assert found.method == min(found.tried, key=lambda n: found.tried[n])
     assert found.tried[found.method] < 0.8 * found.tried["none"]
     # a spring that did not change teaches next to nothing, and nothing is what is to be beaten
     same = OfReadings.of(model, [spring("as before", 4.0, 6)], ["position"], seconds=0.3)
-    known = tune(model, same, "auto", gain=4.0)
+    known = tune(model, same, "auto", gain=4.0, iterations=20)
     assert min(known.tried.values()) > 0.7 * known.tried["none"]
 
 
@@ -188,13 +190,12 @@ def test_a_method_that_is_not_there_and_too_little_to_compare_on_are_told(
         OfReadings.of(states, [spring("now", 6.0, 3, 3.0)], ["position"])
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("poison", ["shuffled actions", "wrong units", "another robot"])
 @pytest.mark.parametrize("method", ["anchored", "last_layer"])
-def test_the_gate_refuses_poisoned_logs(model: EnsembleDynamics, poison: str, method: str, seed: int) -> None:
-    log = spring("poisoned", -5.0 if poison == "another robot" else 6.0, 10 + seed)
+def test_the_gate_refuses_poisoned_logs(model: EnsembleDynamics, poison: str, method: str) -> None:
+    log = spring("poisoned", -5.0 if poison == "another robot" else 6.0, 10)
     if poison == "shuffled actions":
-        log = replace(log, actions=np.random.default_rng(seed).permutation(log.actions))
+        log = replace(log, actions=np.random.default_rng(0).permutation(log.actions))
     elif poison == "wrong units":
         log = replace(log, actions=1000 * log.actions)
     found = tune(model, OfReadings.of(model, [log], ["position"], seconds=0.3), method)

@@ -97,8 +97,8 @@ def test_a_practice_is_random_within_what_was_asked_for(plant: Plant) -> None:
 def test_a_student_knows_what_its_teacher_knows_and_the_recordings_do_not(plant: Plant) -> None:
     logs = [log(plant, name, 0.4) for name in ("weak", "weaker")]
     teacher = SimulatorPredictor(plant, MASS, {}, np.zeros((2, 2)), Observation(0.1, 50.0), ["angle"])
-    found = distill(teacher, EnsembleDynamics(CONFIG), logs, practice(plant, 60), logs[1:], ["angle"], iterations=400)
-    alone = fit_to_recordings(EnsembleDynamics(CONFIG), logs, ["angle"], iterations=400)
+    found = distill(teacher, EnsembleDynamics(CONFIG), logs, practice(plant, 60), logs[1:], ["angle"], iterations=250)
+    alone = fit_to_recordings(EnsembleDynamics(CONFIG), logs, ["angle"], iterations=250)
     strong = Questions.of(log(plant, "strong", 2.5), ["angle"])
 
     def error(model: EnsembleDynamics) -> float:

@@ -120,7 +120,7 @@ def test_members_disagree_more_where_nothing_was_recorded(trained: EnsembleDynam
     commands = excite(np.random.default_rng(0), 24.0, 0.02, np.array([0.5]), (0.5, 1.3))
     weak = Twin(plant, {"dynamics.payload.mass": 0.8}).record("weak", commands, hold=0.02)
     model = EnsembleDynamics(config())
-    fit_to_recordings(model, [weak], ["position"], iterations=500, batch=32, rate=0.01)
+    fit_to_recordings(model, [weak], ["position"], iterations=300, batch=32, rate=0.01)
     fast = Questions.of(logs[1], ["position"])
     whole, cut = (RecordingPredictor(m, ["position"])(fast).epistemic[:, -1].median() for m in (trained, model))
     assert float(cut) > 4 * float(whole)
