@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
@@ -128,7 +128,14 @@ def dagger(
             too short to be scored.
         NonFiniteError: a policy commanded what is not finite; the episodes before are kept.
     """
-    _check(robot, model, channels, names, seconds, episode, method, tuning)
+    runner = _Robot(robot, channels, names, seconds, episode, segment, clock)
+    runner.check(model)
+    if method not in (*METHODS, "auto"):
+        raise ModelError(f"no method named {method!r} to fine-tune with{did_you_mean(method, (*METHODS, 'auto'))}")
+    known = [n for n, p in signature(finetune_dynamics).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in tuning:
+        if name not in known:
+            raise ModelError(f"finetune_dynamics takes no {name!r}{did_you_mean(name, known)}")
     place, done = Path(directory), finished(directory)
     start = _digest(model)
     if done and done[0].parent != start:
@@ -143,15 +150,11 @@ def dagger(
             break
         folder = place / f"round-{number:02d}"
         share = shares[min(number, len(shares)) - 1] if shares else 0.0
-        folder.mkdir(parents=True, exist_ok=True)
         parent = _digest(current)
         _of_one_model(folder / "begun.json", parent)
         progress(f"round {number}: recording")
-        record(
-            robot, planner(copy.deepcopy(current)), fallback, current, channels, folder / "logs",
-            names=names, clock=clock, seconds=seconds, episode=episode, share=share, segment=segment,
-            seed=seed + 1000 * number,
-        )  # fmt: skip
+        policy = planner(copy.deepcopy(current))
+        runner.record(policy, fallback, current, folder / "logs", share, seed + 1000 * number)
         train, held = _split(place, number)
         progress(f"round {number}: tuning on {sum(e.duration for e in train):.3g} s")
         asked = [Questions.of(e, channels) for e in held]
@@ -182,54 +185,117 @@ def dagger(
     return done
 
 
-def _check(
-    robot: gym.Env[Any, Any],
-    model: EnsembleDynamics,
-    channels: Sequence[str],
-    names: Sequence[str] | None,
-    seconds: float,
-    episode: float,
-    method: str,
-    tuning: Mapping[str, Any],
-) -> None:
-    """Raise what can be told before the robot moves."""
-    if model.encoder is None:
-        raise ModelError("rounds need a model that looks back: its own filter says where the robot is")
-    if method not in (*METHODS, "auto"):
-        raise ModelError(f"no method named {method!r} to fine-tune with{did_you_mean(method, (*METHODS, 'auto'))}")
-    known = [n for n, p in signature(finetune_dynamics).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for name in tuning:
-        if name not in known:
-            raise ModelError(f"finetune_dynamics takes no {name!r}{did_you_mean(name, known)}")
-    before = max(WARMUP, before_start(model.config))
-    if episode < before + max(HORIZONS):
-        least = before + max(HORIZONS)
-        raise LogError(
-            f"episodes are scored up to {max(HORIZONS):g} s ahead: expected {least:.3g} s or more, found {episode:g} s"
-        )
-    if seconds <= episode:
-        raise LogError(
-            f"of each round one episode is held out, so there have to be two: expected more than {episode:g} s, found "
-            f"{seconds:g} s; make the round longer, or the episodes shorter"
-        )
-    with contextlib.suppress(ParameterError):  # a robot that does not say its period is believed
-        period = control_period(robot)
-        if not math.isclose(period, model.config.timestep, rel_tol=1e-3):
-            raise LogError(f"the robot is asked every {period:g} s, the model's step is {model.config.timestep:g} s")
-    observed = _names(robot, names)
-    missing = [c for c in ([channels] if isinstance(channels, str) else channels) if c not in observed]
-    if missing or isinstance(channels, str) or len(channels) != model.config.joints:
-        expected = f"the names of {model.config.joints} joint positions among {', '.join(observed)}"
-        raise LogError(f"expected {expected}, found {channels!r}")
+@dataclass(frozen=True)
+class _Robot:
+    """How the robot is run and recorded; fields are arguments of `dagger`."""
 
+    env: gym.Env[Any, Any]
+    channels: Sequence[str]
+    names: Sequence[str] | None
+    seconds: float
+    episode: float
+    segment: float
+    clock: Literal["simulated", "wall"]
 
-def _names(robot: gym.Env[Any, Any], names: Sequence[str] | None) -> list[str]:
-    if names is not None:
-        return list(names)
-    try:
-        return list(robot.get_wrapper_attr("names"))
-    except AttributeError:
-        raise LogError("the robot does not say what it observes; give `names`, one for each number") from None
+    def check(self, model: EnsembleDynamics) -> None:
+        """Raise what can be told before it moves."""
+        config = model.config
+        if model.encoder is None:
+            raise ModelError("rounds need a model that looks back: its own filter says where the robot is")
+        least = max(WARMUP, before_start(config)) + max(HORIZONS)
+        if self.episode < least:
+            raise LogError(
+                f"episodes are scored up to {max(HORIZONS):g} s ahead: expected {least:.3g} s or more, found "
+                f"{self.episode:g} s"
+            )
+        if self.seconds <= self.episode:
+            raise LogError(
+                f"of each round one episode is held out, so there have to be two: expected more than {self.episode:g} "
+                f"s, found {self.seconds:g} s; make the round longer, or the episodes shorter"
+            )
+        with contextlib.suppress(ParameterError):  # a robot that does not say its period is believed
+            period = control_period(self.env)
+            if not math.isclose(period, config.timestep, rel_tol=1e-3):
+                raise LogError(f"the robot is asked every {period:g} s, the model's step is {config.timestep:g} s")
+        space = self.env.action_space
+        if not isinstance(space, gym.spaces.Box) or space.shape != (config.actions,):
+            raise LogError(f"expected a robot that takes {config.actions} numbers, found {space}")
+        observed, found = self.observed, self.channels
+        known = not isinstance(found, str) and len(found) == config.joints and set(found) <= set(observed)
+        if not known:
+            expected = f"the names of {config.joints} joint positions among {', '.join(observed)}"
+            raise LogError(f"expected {expected}, found {found!r}")
+
+    @property
+    def observed(self) -> list[str]:
+        """Return what it observes."""
+        if self.names is not None:
+            return list(self.names)
+        try:
+            return list(self.env.get_wrapper_attr("names"))
+        except AttributeError:
+            raise LogError("the robot does not say what it observes; give `names`, one for each number") from None
+
+    def record(
+        self, policy: Policy, fallback: Policy, model: EnsembleDynamics, folder: Path, share: float, seed: int
+    ) -> None:
+        """Record episodes until they last so long together; those that are there count.
+
+        Args:
+            policy: mostly in command.
+            fallback: in command in this share of the segments.
+            model: whose filter says where the robot is.
+            folder: of the episodes.
+            share: of the segments.
+            seed: of starts and shares.
+        """
+        assert model.encoder is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob("*.part.jsonl"):  # a kill cut it off
+            aside = folder / "cut_off"
+            aside.mkdir(exist_ok=True)
+            shutil.move(part, aside / f"{part.name}.{len(list(aside.iterdir()))}")
+        config, observed = model.config, self.observed
+        recorder = RecordEpisodes(self.env, folder, names=observed, clock=self.clock, dt=config.timestep)
+        tracker = Tracker(
+            model.encoder.estimator(), config.timestep,
+            history=config.history, actions=config.actions, lookback=config.lookback,
+        )  # fmt: skip
+        columns = [observed.index(c) for c in self.channels]
+        while _seconds(folder) < self.seconds - 0.5 * config.timestep:
+            rng = np.random.default_rng([seed, len(list(folder.glob("episode_*.parquet")))])
+            tracker.reset()
+            policy.reset()
+            fallback.reset()
+            self._episode(recorder, tracker, policy, fallback, columns, share, rng)
+
+    def _episode(
+        self,
+        recorder: RecordEpisodes,
+        tracker: Tracker,
+        policy: Policy,
+        fallback: Policy,
+        columns: Sequence[int],
+        share: float,
+        rng: np.random.Generator,
+    ) -> None:
+        space, dt = self.env.action_space, tracker.period
+        assert isinstance(space, gym.spaces.Box)
+        observation, _ = recorder.reset(seed=int(rng.integers(2**31)))
+        turn, safe = max(round(self.segment / dt), 1), False
+        for k in range(round(self.episode / dt)):
+            if k % turn == 0:
+                safe = bool(rng.uniform() < share)
+            estimate = tracker.read(np.asarray(observation, float)[None, columns])
+            command = (fallback if safe else policy).act(estimate, k * dt)
+            if not np.isfinite(command).all():
+                raise NonFiniteError(f"a command that is not finite after {k * dt:.2f} s; it was not sent")
+            command = np.clip(command, space.low, space.high)
+            tracker.send(command)
+            observation, _, terminated, truncated, _ = recorder.step(command[0].astype(space.dtype))
+            if terminated or truncated:
+                break
+        recorder.end()
 
 
 def _of_one_model(file: Path, running: str) -> None:
@@ -243,59 +309,6 @@ def _of_one_model(file: Path, running: str) -> None:
             )
     else:
         write_json(file, {"model": running})
-
-
-def record(
-    robot: gym.Env[Any, Any],
-    policy: Policy,
-    fallback: Policy,
-    model: EnsembleDynamics,
-    channels: Sequence[str],
-    folder: Path,
-    *,
-    names: Sequence[str] | None,
-    clock: Literal["simulated", "wall"],
-    seconds: float,
-    episode: float,
-    share: float,
-    segment: float,
-    seed: int,
-) -> None:
-    """Record episodes until they last so long together; those that are there count. Arguments are those of `dagger`."""
-    assert model.encoder is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in folder.glob("*.part.jsonl"):  # a kill cut it off
-        (folder / "cut_off").mkdir(exist_ok=True)
-        shutil.move(part, folder / "cut_off" / f"{part.name}.{len(list((folder / 'cut_off').iterdir()))}")
-    dt = model.config.timestep
-    named = _names(robot, names)
-    columns = [named.index(c) for c in channels]
-    recorder = RecordEpisodes(robot, folder, names=named, clock=clock, dt=dt)
-    space = robot.action_space
-    assert isinstance(space, gym.spaces.Box)
-    estimator, config = model.encoder.estimator(), model.config
-    tracker = Tracker(estimator, dt, history=config.history, actions=config.actions, lookback=config.lookback)
-    many = round(episode / dt)
-    while _seconds(folder) < seconds - 0.5 * dt:
-        rng = np.random.default_rng([seed, len(list(folder.glob("episode_*.parquet")))])
-        observation, _ = recorder.reset(seed=int(rng.integers(2**31)))
-        tracker.reset()
-        policy.reset()
-        fallback.reset()
-        safe = False
-        for k in range(many):
-            if k % max(round(segment / dt), 1) == 0:
-                safe = bool(rng.uniform() < share)
-            estimate = tracker.read(np.asarray(observation, float)[None, columns])
-            command = (fallback if safe else policy).act(estimate, k * dt)
-            if not np.isfinite(command).all():
-                raise NonFiniteError(f"a command that is not finite after {k * dt:.2f} s; the robot was sent no other")
-            command = np.clip(command, space.low, space.high)
-            tracker.send(command)
-            observation, _, terminated, truncated, _ = recorder.step(command[0].astype(space.dtype))
-            if terminated or truncated:
-                break
-        recorder.end()
 
 
 def finished(directory: str | Path) -> list[Round]:

@@ -94,11 +94,11 @@ def test_starts_and_noise_are_those_of_the_seed(plant: Plant) -> None:
 
 
 class Falls(gym.Wrapper[Any, Any, Any, Any]):
-    """A robot whose third and fourth episodes end after 0.4 s."""
+    """A robot whose third and fourth episodes end after 0.4 s, or every one of them."""
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: gym.Env[Any, Any], every: bool = False) -> None:
         super().__init__(env)
-        self.number = 0
+        self.number, self.every = 0, every
 
     def reset(self, **how: Any) -> Any:
         self.number, self.left = self.number + 1, 20
@@ -107,7 +107,8 @@ class Falls(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> Any:
         self.left -= 1
         seen, reward, _, truncated, info = self.env.step(action)
-        return seen, reward, self.number in (3, 4) and self.left <= 0, truncated, info
+        early = self.every or self.number in (3, 4)
+        return seen, reward, early and self.left <= 0, truncated, info
 
 
 def test_episodes_that_end_early_are_learned_from_and_do_not_stop_a_round(
@@ -211,6 +212,11 @@ def test_what_cannot_be_done_is_told(plant: Plant, model: EnsembleDynamics, unbr
         with pytest.raises(kind, match=said):
             go(plant, model, tmp_path, **changed)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir()), "nothing was recorded"
+    with pytest.raises(LogError, match="to hold out, found 6 and 0: they ended early"):
+        go(plant, model, tmp_path / "falls", Falls(robot(plant), every=True), seconds=2.1, rounds=1)
+    wide = TwinEnv(Twin(plant), np.array([3.0, 3.0]), DT)
+    with pytest.raises(LogError, match="a robot that takes 1 numbers"):
+        go(plant, model, tmp_path / "wide", wide)
     with pytest.raises(ModelError, match="rounds of another model"):
         go(plant, EnsembleDynamics(CONFIG, seed=5), unbroken)
     with pytest.raises(ModelError, match="a model that looks back"):
