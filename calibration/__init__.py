@@ -4,7 +4,8 @@ from sim2real.calibration.adapt import Adaptation, adapt
 from sim2real.calibration.check import Check, check
 from sim2real.calibration.diagnose import Finding, diagnose
 from sim2real.calibration.evidence import OfReadings
-from sim2real.calibration.finetune import FinetuneResult, finetune_dynamics, gate
+from sim2real.calibration.finetune import FinetuneResult, finetune_dynamics
+from sim2real.calibration.gate import gate, judge
 from sim2real.calibration.identify import identify
 from sim2real.calibration.online import Adapting, OnlineLastLayer
 from sim2real.calibration.outside import OutsideForce, outside_forces, own_values
@@ -26,6 +27,7 @@ __all__ = [
     "finetune_dynamics",
     "gate",
     "identify",
+    "judge",
     "outside_forces",
     "own_values",
 ]
