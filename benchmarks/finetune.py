@@ -142,9 +142,9 @@ def clocks(quick: bool) -> dict[str, Any]:
     from sim2real.randomization import RobotModel
     from sim2real.twin import Twin, excite
 
-    plant = Plant(RobotModel("double_pendulum"), timestep=0.005, threads=1)
+    plant = Plant(RobotModel("double_pendulum"), timestep=0.002, threads=1)
     joints, actions = plant.degrees_of_freedom, plant.actions
-    limit = np.full(actions, 2.0)
+    limit = np.full(actions, 0.5)
     seconds = 8.0 if quick else 30.0
     learn, held = (
         Twin(plant).record(str(k), excite(np.random.default_rng(k), seconds, 0.01, limit, (0.5, 1.3)), 0.01)
