@@ -42,7 +42,7 @@ from sim2real.estimation import Estimate
 from sim2real.evaluation import Questions, RecordingPredictor, score
 from sim2real.prediction import Prediction
 from sim2real.run_directory import write_json
-from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Rehearsal, fit_to_recordings
+from sim2real.world_model import EnsembleConfig, EnsembleDynamics, fit_to_recordings
 
 ROWS = ("scratch", "pretrained", *METHODS, "auto")
 # Of an update: model steps at 20 Hz.
@@ -52,15 +52,6 @@ ONLINE = 400
 def configuration(robot: Robot) -> EnsembleConfig:
     """Return the architecture, the same for every robot."""
     return EnsembleConfig(robot.wraps, robot.actions, robot.dt, history=6, hidden=(128, 128), lookback=8, latents=4)
-
-
-def simulated(model: EnsembleDynamics, rehearsal: Rehearsal, period: float, seed: int) -> OfReadings:
-    """Return windows of simulations, read through the model's filter."""
-    assert model.encoder is not None
-    steps = max(round(0.5 / model.config.timestep), 2)
-    rng = np.random.default_rng(1000 + seed)
-    found = rehearsal.record(model.config, model.encoder.estimator(), period, steps=steps, rng=rng)
-    return OfReadings(found, None, torch.arange(rehearsal.windows))
 
 
 def tuned(robot: Robot, seed: int, quick: bool) -> tuple[dict[str, EnsembleDynamics], OfReadings, dict[str, Any]]:
@@ -76,7 +67,8 @@ def tuned(robot: Robot, seed: int, quick: bool) -> tuple[dict[str, EnsembleDynam
     models = {"scratch": fresh(), "pretrained": fresh(rehearsal=rehearsal, trust=1.0, recorded=0.0)}
     start = models["pretrained"]
     real = OfReadings.of(start, robot.commanded, robot.channels, min(0.5, 0.3 * robot.commanded[0].duration))
-    replay = simulated(start, rehearsal, robot.commanded[0].period, seed)
+    period = robot.commanded[0].period
+    replay = OfReadings.simulated(start, rehearsal, period, seed=1000 + seed)
     held_out = [Questions.of(e, robot.channels) for e in robot.recordings.validation]
 
     def answer(model: EnsembleDynamics, questions: Questions) -> Prediction:
@@ -91,7 +83,7 @@ def tuned(robot: Robot, seed: int, quick: bool) -> tuple[dict[str, EnsembleDynam
         )  # fmt: skip
         models[method] = found.model if method == "auto" else found.tuned
         said[method] = found.to_json() | {"seconds": time.perf_counter() - clock}
-    unseen = simulated(start, replace(rehearsal, windows=200), robot.commanded[0].period, seed + 1)
+    unseen = OfReadings.simulated(start, replace(rehearsal, windows=200), period, seed=2000 + seed)
     return models, unseen, said
 
 

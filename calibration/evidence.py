@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from sim2real.errors import ModelError
 from sim2real.world_model.dataset import Stretches
 from sim2real.world_model.ensemble import EnsembleDynamics
 from sim2real.world_model.recorded import step_pairs
+from sim2real.world_model.rehearsal import Rehearsal
 from sim2real.world_model.training import batches, change_scale, rollout_loss, step_loss
 from sim2real.world_model.windows import Recorded
 
@@ -135,6 +137,31 @@ class OfReadings:
         steps = max(round(seconds / model.config.timestep), 2)
         now, later, block = step_pairs(episodes, channels, model.config, model.encoder.estimator(), steps)
         return cls(now, later, block)
+
+    @classmethod
+    def simulated(
+        cls, model: EnsembleDynamics, rehearsal: Rehearsal, period: float, seconds: float = 0.5, seed: int = 0
+    ) -> OfReadings:
+        """Simulate windows, each member's its own, read through the model's filter: what it may forget.
+
+        Args:
+            model: with a lookback.
+            rehearsal: simulations, with a draw of the parameters for each member.
+            period: between readings [s].
+            seconds: that rollouts last [s].
+            seed: of states, commands and noise.
+
+        Raises:
+            ModelError: the model does not look back, or draws for another number of members.
+            NonFiniteError: a simulation diverges.
+        """
+        if model.encoder is None:
+            raise ModelError("the model does not look back: replay stretches of states, `simulate`")
+        steps = max(round(seconds / model.config.timestep), 2)
+        found = rehearsal.record(
+            model.config, model.encoder.estimator(), period, steps=steps, rng=np.random.default_rng(seed)
+        )
+        return cls(found, None, torch.arange(rehearsal.windows))
 
     @cached_property
     def scale(self) -> Tensor:

@@ -51,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="instead, check the recordings and say how much of the model's input space they see",
             )
+    around = verbs.add_parser(
+        "dagger",
+        help="control, record, fine-tune, and again",
+        description="Rounds of control, recording and fine-tuning, on the recipe's twin or on dagger.env.",
+    )
+    _recipe_arguments(around)
     sweep = verbs.add_parser("sweep", help="search over keys of a recipe with Ray Tune")
     _recipe_arguments(sweep)
     report = verbs.add_parser("report", help="rebuild report.html of a run")
@@ -121,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(options: argparse.Namespace, console: Console) -> int:
     if options.verb in VERBS:
         _run(options, console)
+    elif options.verb == "dagger":
+        _dagger(options, console)
     elif options.verb == "sweep":
         _sweep(options, console)
     elif options.verb == "report":
@@ -174,6 +182,29 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         watcher = Watcher(begin, lambda line: status.update(f"{stage[0]}: {_plain(line)}"), end)
         run(recipe, options.output, until=VERBS[options.verb][0], again=options.again, watcher=watcher)
     _summarise(directory, options.verb, console)
+
+
+def _dagger(options: argparse.Namespace, console: Console) -> None:
+    from rich.table import Table
+
+    from sim2real.pipeline import Watcher, run
+    from sim2real.recipe import load_recipe
+    from sim2real.rounds import go_round, require
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    require(recipe)
+    with console.status("learning") as status:
+        watcher = Watcher(status.update, lambda line: status.update(_plain(line)))
+        directory = run(recipe, options.output, until="learn", again=options.again, watcher=watcher)
+        found = go_round(recipe, directory, lambda line: status.update(_plain(line)))
+    table = Table("round", "robot time", "fallback", "CRPS before", "after", "", box=None, pad_edge=False)
+    for r in found.rounds:
+        crps = (f"{r.before:.3g}", f"{r.after:.3g}")
+        table.add_row(str(r.number), f"{r.seconds:.3g} s", f"{r.share:.0%}", *crps, _plain(r.reason))
+    console.print(table)
+    for name, value in found.returns.items():
+        console.print(f"{name:>9}: mean uprightness {value:.3f} (0 hangs, 1 stands)")
+    console.print(f"rounds: {_plain(str(found.directory))}")
 
 
 def _look(recipe: Any, console: Console) -> None:

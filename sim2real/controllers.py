@@ -29,16 +29,22 @@ class Controller:
     values: dict[str, float]
 
 
+def start_positions(setup: Setup) -> Array:
+    """Return the states (n, X), near hanging at rest, that every controller starts from."""
+    dof, n = setup.plant.degrees_of_freedom, setup.recipe.control.starts
+    starts = np.zeros((n, 2 * dof))
+    starts[:, :dof] = setup.rng("starts").uniform(-0.5, 0.5, (n, dof))
+    return starts
+
+
 def control_stage(
     setup: Setup, controllers: Mapping[str, Controller], observation: Observation, progress: Progress
 ) -> dict[str, Run]:
     """Let each controller swing up the same twins from the same starts."""
     assert setup.twin is not None
     recipe, twin = setup.recipe.control, setup.twin
-    dof, n = twin.plant.degrees_of_freedom, recipe.starts
+    n, starts = recipe.starts, start_positions(setup)
     limit = np.full(twin.plant.actions, recipe.limit)
-    starts = np.zeros((n, 2 * dof))
-    starts[:, :dof] = setup.rng("starts").uniform(-0.5, 0.5, (n, dof))
     runs = {}
     for name, controller in controllers.items():
         policy: Policy

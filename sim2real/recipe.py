@@ -137,6 +137,24 @@ class LearnSection(Section):
     distill: bool = False
 
 
+class DaggerSection(Section):
+    """Rounds of control, recording and fine-tuning; see `dagger`."""
+
+    env: str | None = None
+    names: list[str] | None = None
+    rounds: int = Field(default=3, ge=1)
+    seconds: float = Field(default=10.0, gt=0)
+    episode: float = Field(default=2.5, gt=0)
+    shares: tuple[float, ...] = (0.5, 0.25, 0.0)
+    segment: float = Field(default=0.5, gt=0)
+    clock: Literal["simulated", "wall"] = "simulated"
+    method: Literal["anchored", "full", "low_rank", "delta", "last_layer", "auto"] = "anchored"
+    iterations: int = Field(default=300, ge=1)
+    anchor: float = Field(default=0.05, ge=0)
+    rate: float = Field(default=0.001, gt=0)
+    patience: int = Field(default=2, ge=1)
+
+
 class ControlSection(Section):
     """The controller, and how it is tried on the twin."""
 
@@ -180,6 +198,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     finetune: FinetuneSection = FinetuneSection()
     learn: LearnSection | None = None
+    dagger: DaggerSection = DaggerSection()
     control: ControlSection
     sweep: SweepSection | None = None
 
@@ -203,8 +222,8 @@ class Recipe(Section):
         return self
 
     def digest(self) -> str:
-        """Return a short fingerprint of everything that the results depend on."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"sweep"}), sort_keys=True)
+        """Return a short fingerprint of everything that the results of a run depend on."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"sweep", "dagger"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:

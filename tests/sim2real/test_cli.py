@@ -112,6 +112,29 @@ def test_finetune_tells_before_and_after_and_what_was_forgotten(
     assert re.search(r"fine-tuning \(anchored\) (accepted|refused): CRPS", done.stdout), done.stdout
 
 
+def test_rounds_go_on_from_a_run_and_are_kept(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = "dagger={rounds: 1, seconds: 2.6, episode: 1.3, iterations: 3}"
+    asked = ("dagger", PENDULUM, *SMALL, small)
+    done = called(*asked, cwd=finished[0].parent, capsys=capsys)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"1 +2\.6 s +50% +[0-9.e-]+ +[0-9.e-]+ +(accepted|refused): CRPS", done.stdout), done.stdout
+    assert re.search(r"before: mean uprightness 0\.\d+ .*\n +after: mean uprightness 0\.\d+", done.stdout), done.stdout
+    (directory,) = finished[0].glob("*/rounds-*")
+    assert (directory / "round-01" / "model" / "recalibration.json").is_file()
+    assert len(list((directory / "round-01" / "logs").glob("*.parquet"))) == 2
+    before = (directory / "round-01" / "round.json").stat().st_mtime_ns
+    assert called(*asked, cwd=finished[0].parent, capsys=capsys).stdout == done.stdout
+    assert (directory / "round-01" / "round.json").stat().st_mtime_ns == before, "the round was not run again"
+    without = called("dagger", PENDULUM, cwd=tmp_path, capsys=capsys)
+    _refused(without, 2, "give the recipe a `learn:` section")
+    for robot in ("NoSuchRobot-v0", "no_such_module:Robot-v0"):
+        asked = ("dagger", PENDULUM, "learn={timestep: 0.02}", f"dagger.env={robot}")
+        _refused(called(*asked, cwd=tmp_path, capsys=capsys), 2, "dagger.env: ")
+    assert not (tmp_path / "runs").exists(), "nothing was begun"
+
+
 def test_a_dry_run_says_what_recordings_see_and_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +304,7 @@ def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "finetune",
         "evaluate",
         "control",
+        "dagger",
         "sweep",
         "report",
         "logs",

@@ -1,0 +1,141 @@
+"""`sim2real dagger`: rounds of control, recording and fine-tuning with what a run of a recipe has learned."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from sim2real.calibration import Posterior
+from sim2real.calibration.evidence import OfReadings
+from sim2real.control import closed_loop
+from sim2real.controllers import returns, start_positions
+from sim2real.dagger import Round, dagger, latest
+from sim2real.errors import RecipeError
+from sim2real.planning import MPPI, Damping, Policy, Upright
+from sim2real.preparation import Setup, prepare
+from sim2real.recipe import Recipe
+from sim2real.run_directory import write_json
+from sim2real.stages import excitation
+from sim2real.twin_env import TwinEnv
+from sim2real.world_model import EnsembleDynamics, Rehearsal
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What came of going round.
+
+    Attributes:
+        directory: of the rounds.
+        rounds: in order.
+        returns: on a twin, how upright its controllers kept it on average, 0 to 1: the fallback alone, and planning
+            before the rounds and after them; empty with any other robot.
+    """
+
+    directory: Path
+    rounds: list[Round]
+    returns: dict[str, float]
+
+
+def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Rounds:
+    """Go round with the model that a run has learned from recordings, on the recipe's twin or on `dagger.env`.
+
+    Args:
+        recipe: with a `learn:` section.
+        run: its directory, in which it has run up to `learn`.
+        progress: called with a line now and then.
+
+    Raises:
+        RecipeError: there is no `learn:` section, and so no model, or neither a twin nor a robot.
+        Sim2RealError: of `dagger`.
+    """
+    require(recipe)
+    assert recipe.learn is not None
+    settings, setup = recipe.dagger, prepare(recipe)
+    name = "rehearsed_model" if recipe.learn.rehearse else "recordings_model"
+    model = EnsembleDynamics.load(run / "model" / name)
+    assert model.encoder is not None
+    seconds = min(0.5, 0.3 * settings.episode)
+    replay = None
+    if recipe.learn.rehearse:
+        draws = Posterior.load(run / "posterior").sample(setup.rng("rehearsal"), model.config.members)
+        rehearsal = Rehearsal(setup.plant, draws, excitation(setup, setup.plant), windows=500)
+        replay = OfReadings.simulated(model, rehearsal, model.config.timestep, seconds, recipe.seed)
+    told = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
+    directory = run / f"rounds-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    limit = np.full(setup.plant.actions, recipe.control.limit)
+    fallback = Damping(recipe.control.fallback_gain, limit)
+
+    def planner(of: EnsembleDynamics) -> MPPI:
+        control = recipe.control
+        return MPPI(
+            of, Upright(target=control.target), limit, horizon=control.horizon, candidates=control.candidates,
+            iterations=control.iterations, noise=control.noise, temperature=control.temperature, seed=recipe.seed,
+        )  # fmt: skip
+
+    rounds = dagger(
+        robot(setup), model, planner, fallback, setup.channels, directory,
+        names=settings.names, rounds=settings.rounds, seconds=settings.seconds, episode=settings.episode,
+        shares=settings.shares, segment=settings.segment, clock=settings.clock, method=settings.method,
+        replay=replay, patience=settings.patience, seed=recipe.seed, progress=progress,
+        iterations=settings.iterations, anchor=settings.anchor, rate=settings.rate,
+    )  # fmt: skip
+    found: dict[str, float] = {}
+    if settings.env is None:
+        rivals = {"fallback": (fallback, model), "before": (planner(model), model)}
+        after = latest(directory)
+        rivals["after"] = planner(after), after
+        for rival, (policy, of) in rivals.items():
+            progress(f"swinging up: {rival}")
+            found[rival] = uprightness(setup, policy, of)
+    write_json(directory / "rounds.json", {"rounds": [asdict(r) for r in rounds], "returns": found})
+    return Rounds(directory, rounds, found)
+
+
+def require(recipe: Recipe) -> None:
+    """Raise a RecipeError where a recipe has nothing to go round with; the robot itself is not touched."""
+    if recipe.learn is None:
+        raise RecipeError(
+            "rounds begin with a model that looks back: give the recipe a `learn:` section whose timestep is the "
+            "robot's control period, such as 'learn={timestep: 0.02}'"
+        )
+    if recipe.twin is None and recipe.dagger.env is None:
+        raise RecipeError("rounds need a robot: give the recipe a `twin:`, or name a Gymnasium environment, dagger.env")
+    if recipe.dagger.env is not None:
+        module, _, name = recipe.dagger.env.rpartition(":")
+        try:
+            if module:
+                importlib.import_module(module)
+            gym.spec(name)
+        except (gym.error.Error, ImportError) as error:
+            raise RecipeError(f"dagger.env: {error}") from None
+
+
+def robot(setup: Setup) -> gym.Env[Any, Any]:
+    """Return what a recipe goes round with."""
+    recipe = setup.recipe
+    assert recipe.learn is not None
+    if recipe.dagger.env is not None:
+        return gym.make(recipe.dagger.env)
+    assert setup.twin is not None
+    return TwinEnv(setup.twin, np.full(setup.plant.actions, recipe.control.limit), recipe.learn.timestep)
+
+
+def uprightness(setup: Setup, policy: Policy, model: EnsembleDynamics) -> float:
+    """Return how upright a policy keeps the twin on average, from the starts that `control` has."""
+    assert setup.twin is not None
+    assert model.encoder is not None
+    recipe, config = setup.recipe.control, model.config
+    run = closed_loop(
+        setup.twin, policy, model.encoder.estimator(), start_positions(setup), seconds=recipe.seconds,
+        period=config.timestep, limit=np.full(setup.plant.actions, recipe.limit), history=config.history,
+        lookback=config.lookback,
+    )  # fmt: skip
+    return float(returns(run, setup.plant.degrees_of_freedom, recipe.target).mean())
