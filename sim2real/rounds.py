@@ -89,9 +89,12 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
     )  # fmt: skip
     found: dict[str, float] = {}
     if settings.env is None:
-        rivals = {"fallback": (fallback, model), "before": (planner(model), model)}
         after = latest(directory)
-        rivals["after"] = planner(after), after
+        rivals: dict[str, tuple[Policy, EnsembleDynamics]] = {
+            "fallback": (fallback, model),
+            "before": (planner(model), model),
+            "after": (planner(after), after),
+        }
         for rival, (policy, of) in rivals.items():
             progress(f"swinging up: {rival}")
             found[rival] = uprightness(setup, policy, of)
