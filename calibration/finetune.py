@@ -14,8 +14,8 @@ from torch import Tensor
 from sim2real.calibration.evidence import Evidence, OfReadings, OfStates
 from sim2real.calibration.gate import SURE, Answer, judge
 from sim2real.calibration.last_layer import regress_last_layer
-from sim2real.calibration.tuning import KINDS, METHODS, Method, move
-from sim2real.errors import ModelError, did_you_mean
+from sim2real.calibration.tuning import KINDS, METHODS, Method, move, require_method
+from sim2real.errors import ModelError
 from sim2real.evaluation import Questions
 from sim2real.world_model.dataset import Stretches
 from sim2real.world_model.ensemble import EnsembleDynamics
@@ -121,8 +121,7 @@ def finetune_dynamics(
         ModelError: no such method, nothing is held out, `real` is something else, or `auto` has too few blocks of time.
         NonFiniteError: the loss or a prediction is not finite.
     """
-    if method not in (*METHODS, "auto"):
-        raise ModelError(f"no method named {method!r} to fine-tune with{did_you_mean(method, (*METHODS, 'auto'))}")
+    require_method(method)
     if not held_out or len({q.horizons for q in held_out}) > 1:
         raise ModelError(
             f"the gate needs held-out questions of the same horizons, found {len(held_out)}; ask `Questions.of`"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sim2real.errors import ModelError
+from sim2real.errors import ModelError, did_you_mean
 from sim2real.world_model.ensemble import EnsembleDynamics
 from sim2real.world_model.training import optimise
 
@@ -22,6 +22,13 @@ METHODS: tuple[Method, ...] = get_args(Method)
 RANK, UNITS = 4, 24
 # A weight may move by its layer's own size before an anchor of one window notices; by this at least.
 SMALLEST = 1e-3
+
+
+def require_method(method: str) -> None:
+    """Raise a ModelError where there is no such method, `auto` included."""
+    known = (*METHODS, "auto")
+    if method not in known:
+        raise ModelError(f"no method named {method!r} to fine-tune with{did_you_mean(method, known)}")
 
 
 class Moving(Protocol):

@@ -18,7 +18,7 @@ import numpy as np
 from sim2real.calibration.evidence import OfReadings
 from sim2real.calibration.finetune import finetune_dynamics
 from sim2real.calibration.gate import judge
-from sim2real.calibration.tuning import METHODS, Method
+from sim2real.calibration.tuning import Method, require_method
 from sim2real.combination import recalibrate_model
 from sim2real.episodes import Episode
 from sim2real.errors import LogError, ModelError, did_you_mean
@@ -127,8 +127,7 @@ def dagger(
     """
     runner = RecordedRobot(robot, channels, names, seconds, episode, segment, clock)
     runner.check(model)
-    if method not in (*METHODS, "auto"):
-        raise ModelError(f"no method named {method!r} to fine-tune with{did_you_mean(method, (*METHODS, 'auto'))}")
+    require_method(method)
     known = [n for n, p in signature(finetune_dynamics).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in tuning:
         if name not in known:

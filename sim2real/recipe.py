@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sim2real.errors import RecipeError, did_you_mean
 
+# Those of `finetune_dynamics`, named here so that reading a recipe does not load torch.
+TuningMethod = Literal["anchored", "full", "low_rank", "delta", "last_layer", "auto"]
+
 
 class Section(BaseModel):
     """A part of a recipe: frozen, and without unknown keys."""
@@ -112,7 +115,7 @@ class ModelSection(Section):
 class FinetuneSection(Section):
     """Dynamics-only fine-tuning; see `finetune_dynamics`."""
 
-    method: Literal["anchored", "full", "low_rank", "delta", "last_layer", "auto"] = "anchored"
+    method: TuningMethod = "anchored"
     iterations: int = Field(default=200, ge=1)
     steps: int = Field(default=15, ge=2)
     anchor: float = Field(default=0.05, ge=0)
@@ -148,7 +151,7 @@ class DaggerSection(Section):
     shares: tuple[float, ...] = (0.5, 0.25, 0.0)
     segment: float = Field(default=0.5, gt=0)
     clock: Literal["simulated", "wall"] = "simulated"
-    method: Literal["anchored", "full", "low_rank", "delta", "last_layer", "auto"] = "anchored"
+    method: TuningMethod = "anchored"
     iterations: int = Field(default=300, ge=1)
     anchor: float = Field(default=0.05, ge=0)
     rate: float = Field(default=0.001, gt=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -13,7 +13,7 @@ import sim2real.recipes
 from sim2real.errors import RecipeError
 from sim2real.randomization import load_function
 from sim2real.randomization.robots import ROBOTS
-from sim2real.recipe import Recipe, load_recipe, parse_recipe
+from sim2real.recipe import Recipe, TuningMethod, load_recipe, parse_recipe
 
 PACKAGED = sorted(Path(sim2real.recipes.__file__).parent.glob("*.yaml"))
 TWIN: dict[str, Any] = {
@@ -242,3 +242,9 @@ def test_a_recipe_cannot_be_changed() -> None:
     recipe: Recipe = parse_recipe(TWIN, "here")
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 3
+
+
+def test_the_methods_of_a_recipe_are_those_that_there_are() -> None:
+    from sim2real.calibration.tuning import METHODS
+
+    assert get_args(TuningMethod) == (*METHODS, "auto")
