@@ -68,7 +68,8 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
         draws = Posterior.load(run / "posterior").sample(setup.rng("rehearsal"), model.config.members)
         rehearsal = Rehearsal(setup.plant, draws, excitation(setup, setup.plant), windows=500)
         replay = OfReadings.simulated(model, rehearsal, model.config.timestep, seconds, recipe.seed)
-    told = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
+    # more rounds go on where fewer ended
+    told = json.dumps(settings.model_dump(mode="json", exclude={"rounds", "patience"}), sort_keys=True)
     directory = run / f"rounds-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     limit = np.full(setup.plant.actions, recipe.control.limit)
     fallback = Damping(recipe.control.fallback_gain, limit)

@@ -127,6 +127,9 @@ def test_rounds_go_on_from_a_run_and_are_kept(
     before = (directory / "round-01" / "round.json").stat().st_mtime_ns
     assert called(*asked, cwd=finished[0].parent, capsys=capsys).stdout == done.stdout
     assert (directory / "round-01" / "round.json").stat().st_mtime_ns == before, "the round was not run again"
+    more = called(*asked[:-1], small.replace("rounds: 1", "rounds: 2"), cwd=finished[0].parent, capsys=capsys)
+    assert re.search(r"\n2 +2\.6 s +25%", more.stdout), more.stdout
+    assert len(list(finished[0].glob("*/rounds-*"))) == 1
     without = called("dagger", PENDULUM, cwd=tmp_path, capsys=capsys)
     _refused(without, 2, "give the recipe a `learn:` section")
     for robot in ("NoSuchRobot-v0", "no_such_module:Robot-v0"):
