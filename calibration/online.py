@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
-from sim2real.calibration.last_layer import design, prior_sizes
+from sim2real.calibration.last_layer import design, prior_sizes, shift
 from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError, ParameterError
 from sim2real.estimation import Estimate
@@ -38,7 +37,7 @@ class OnlineLastLayer:
             )
         self.model, self.forgetting, self.anchor = model, forgetting, anchor
         model.recalibration = None
-        layer = (model.dynamics.weights[-1], model.dynamics.biases[-1])
+        layer = self._last = (model.dynamics.weights[-1], model.dynamics.biases[-1])
         self._layer = [p.detach().clone() for p in layer]
         self._scale = prior_sizes(model)
         members, rows, outputs = len(layer[0]), len(self._scale), 2 * model.config.joints
@@ -67,10 +66,10 @@ class OnlineLastLayer:
         commands = commands.expand(len(state), *commands.shape)
         if not all(bool(torch.isfinite(t).all()) for t in (state, following, commands)):
             raise NonFiniteError("a step to learn from is not finite")
-        now = [p.clone() for p in (model.dynamics.weights[-1], model.dynamics.biases[-1])]
-        self._put(self._layer)  # what the model got wrong before it learned anything
+        # what the model got wrong before it learned anything
+        for p, old in zip(self._last, self._layer, strict=True):
+            p.copy_(old)
         x, y = design(model, state, commands, following)
-        self._put(now)
         x = x * self._scale
         keep = self.forgetting
         self._seen = keep * self._seen + x.mT @ x
@@ -82,15 +81,7 @@ class OnlineLastLayer:
         precision = self._seen[:, None] + self.anchor * noise[..., None, None] * torch.eye(rows, dtype=torch.float64)
         factor = torch.linalg.cholesky(precision)
         change = torch.cholesky_solve(self._told.mT[..., None], factor)[..., 0].mT * self._scale[:, None]
-        outputs = change.shape[-1]
-        weight, bias = (p.clone() for p in self._layer)
-        weight[..., :outputs] += change[:, :-1].float()
-        bias[..., :outputs] += change[:, -1:].float()
-        self._put([weight, bias])
-
-    def _put(self, layer: list[Tensor]) -> None:
-        self.model.dynamics.weights[-1].copy_(layer[0])
-        self.model.dynamics.biases[-1].copy_(layer[1])
+        shift(model, change)
 
 
 class Adapting:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,11 +138,8 @@ def dagger(
     if done and done[0].parent != start:
         raise ModelError(f"{place} holds rounds of another model: {done[0].parent[:8]}, not {start[:8]}; name another")
     current = latest(directory) if done else copy.deepcopy(model)
-    idle = 0
-    for r in done:
-        idle = 0 if _gain(r) >= WORTHWHILE else idle + 1
     for number in range(len(done) + 1, rounds + 1):
-        if idle >= patience:
+        if _idle(done) >= patience:
             progress(f"stopped: the last {patience} rounds lowered the error by less than {WORTHWHILE:.0%} each")
             break
         folder = place / f"round-{number:02d}"
@@ -177,7 +175,6 @@ def dagger(
         write_json(folder / "round.json", asdict(result))
         progress(f"round {number}: {reason}")
         done.append(result)
-        idle = 0 if _gain(result) >= WORTHWHILE else idle + 1
     return done
 
 
@@ -260,8 +257,9 @@ def _answer(channels: Sequence[str]) -> Callable[[EnsembleDynamics, Questions], 
     return lambda model, questions: RecordingPredictor(model, channels)(questions)
 
 
-def _gain(found: Round) -> float:
-    return 1.0 - found.after / found.before
+def _idle(done: Sequence[Round]) -> int:
+    """Return how many rounds at the end brought nothing."""
+    return len(list(takewhile(lambda r: 1.0 - r.after / r.before < WORTHWHILE, reversed(done))))
 
 
 def _digest(model: EnsembleDynamics) -> str:
