@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from sim2real.evaluation import HORIZONS, Questions
 from sim2real.logs import LogSchema, read_logs
 from sim2real.preparation import Recordings, Setup, prepare
 from sim2real.recipe import load_recipe
+from sim2real.world_model import EnsembleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 # recipe, and the model's step [s]
@@ -123,6 +124,20 @@ def load(name: str, logs: Path) -> Robot:
         for part, some in numbers.items()
     }
     return Robot(Recordings(**parts, shift=[]), joints, joints, (False,) * 6, 6, 0.02, pooled=True)
+
+
+def present(names: Sequence[str], logs: Path) -> Iterator[tuple[str, Robot]]:
+    """Read robots one after the other; say of which there are no recordings."""
+    for name in names:
+        if (logs / name).is_dir():
+            yield name, load(name, logs / name)
+        else:
+            print(f"{name}: not measured: {logs / name} does not exist; name the folder above it with --logs")
+
+
+def configuration(robot: Robot) -> EnsembleConfig:
+    """Return the architecture of models that look back, the same for every robot."""
+    return EnsembleConfig(robot.wraps, robot.actions, robot.dt, history=6, hidden=(128, 128), lookback=8, latents=4)
 
 
 def some(q: Questions, rows: NDArray[np.bool_]) -> Questions:

@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 import torch
 from _prediction_peers import Linear, Mbrl, PlainEnsemble
-from _recorded_robots import ROBOTS, ROOT, Robot, load, some
+from _recorded_robots import ROBOTS, ROOT, Robot, configuration, present, some
 from _surroundings import one_thread, surroundings
 from numpy.typing import NDArray
 from torch import Tensor
@@ -65,7 +65,7 @@ from sim2real.kalman import KalmanFilter
 from sim2real.prediction import Prediction
 from sim2real.preparation import Setup
 from sim2real.stages import choose_observer, excitation, simulator_predictor
-from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Rehearsal, fit_to_recordings
+from sim2real.world_model import EnsembleDynamics, Rehearsal, fit_to_recordings
 from sim2real.world_model.scores import block_interval, detection, inside
 
 LEARNED = ("simulator", "logs alone", "rehearsed")
@@ -103,7 +103,7 @@ def identified(setup: Setup, seed: int, members: int) -> tuple[Predictor, Rehear
 
 def learned(robot: Robot, seed: int, quick: bool, seconds: dict[str, float]) -> dict[str, Predictor]:
     """Return what is learned from the training recordings of a robot."""
-    config = EnsembleConfig(robot.wraps, robot.actions, robot.dt, history=6, hidden=(128, 128), lookback=8, latents=4)
+    config = configuration(robot)
 
     def network(rehearsal: Rehearsal | None) -> Predictor:
         model = EnsembleDynamics(config, seed)
@@ -355,11 +355,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
     robots: dict[str, Any] = {}
-    for name in options.robots:
-        if not (options.logs / name).is_dir():
-            print(f"{name}: not measured: {options.logs / name} does not exist; name the folder above it with --logs")
-            continue
-        robot = load(name, options.logs / name)
+    for name, robot in present(options.robots, options.logs):
         for many in options.transitions:
             seeds = []
             for seed in options.seeds:

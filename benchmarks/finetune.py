@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _recorded_robots import RECIPES, ROOT, Robot, load
+from _recorded_robots import RECIPES, ROOT, Robot, configuration, present
 from _surroundings import one_thread, surroundings
 from calibration_of_uncertainty import identified
 
@@ -47,11 +47,6 @@ from sim2real.world_model import EnsembleConfig, EnsembleDynamics, fit_to_record
 ROWS = ("scratch", "pretrained", *METHODS, "auto")
 # Of an update: model steps at 20 Hz.
 ONLINE = 400
-
-
-def configuration(robot: Robot) -> EnsembleConfig:
-    """Return the architecture, the same for every robot."""
-    return EnsembleConfig(robot.wraps, robot.actions, robot.dt, history=6, hidden=(128, 128), lookback=8, latents=4)
 
 
 def tuned(robot: Robot, seed: int, quick: bool) -> tuple[dict[str, EnsembleDynamics], OfReadings, dict[str, Any]]:
@@ -198,11 +193,7 @@ def main() -> None:
     result = clocks(options.quick) | {"robots": {}, "quick": options.quick}
     print(", ".join(f"{name} {seconds:.2g} s" for name, seconds in result["seconds"].items()), "on 30 s of 100 Hz logs")
     print(f"last layer in the loop: {result['online_p50_ms']:.2g} ms, 99 % within {result['online_p99_ms']:.2g} ms")
-    for name in options.robots:
-        if not (options.logs / name).is_dir():
-            print(f"{name}: not measured: {options.logs / name} does not exist; name the folder above it with --logs")
-            continue
-        robot = load(name, options.logs / name)
+    for name, robot in present(options.robots, options.logs):
         for seconds in options.seconds:
             less = robot.reduced(round(seconds / robot.dt)) if seconds else robot
             amount, seeds = f"{seconds:g}" if seconds else "all", []
