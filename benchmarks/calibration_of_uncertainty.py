@@ -65,7 +65,7 @@ from sim2real.kalman import KalmanFilter
 from sim2real.prediction import Prediction
 from sim2real.preparation import Setup
 from sim2real.stages import choose_observer, excitation, simulator_predictor
-from sim2real.world_model import EnsembleDynamics, Rehearsal, fit_to_recordings
+from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Rehearsal, fit_to_recordings
 from sim2real.world_model.scores import block_interval, detection, inside
 
 LEARNED = ("simulator", "logs alone", "rehearsed")
@@ -87,8 +87,8 @@ def timed(seconds: dict[str, float], name: str, work: Callable[[], Predictor]) -
     return found
 
 
-def identified(setup: Setup, seed: int, members: int) -> tuple[Predictor, Rehearsal]:
-    """Identify a simulator; return it, and what a model of so many members can rehearse with it."""
+def identified(setup: Setup, seed: int, config: EnsembleConfig) -> tuple[Predictor, Rehearsal]:
+    """Identify a simulator; return it, and what a model can rehearse with it."""
     rng, channels = setup.rng(f"identify {seed}"), setup.channels
     settings = setup.recipe.identify.model_dump()
     settings["window"] = min(float(settings["window"]), 0.5 * max(e.duration for e in setup.recordings.train))
@@ -98,7 +98,7 @@ def identified(setup: Setup, seed: int, members: int) -> tuple[Predictor, Rehear
     observer = choose_observer(setup, found.values)[0]
     covariance = start_covariance(setup.plant, found.values, observer, setup.recordings.validation, channels)
     simulator = simulator_predictor(setup, found.values, found.sample(rng, 16), observer, covariance)
-    return simulator, Rehearsal(setup.plant, found.sample(rng, members), excitation(setup, setup.plant))
+    return simulator, Rehearsal(setup.plant, found.sample(rng, config.members), excitation(setup, config.timestep))
 
 
 def learned(robot: Robot, seed: int, quick: bool, seconds: dict[str, float]) -> dict[str, Predictor]:
@@ -114,7 +114,7 @@ def learned(robot: Robot, seed: int, quick: bool, seconds: dict[str, float]) -> 
     out: dict[str, Predictor] = {}
     if robot.setup is not None:
         clock = time.perf_counter()
-        out["simulator"], rehearsal = identified(robot.setup, seed, config.members)
+        out["simulator"], rehearsal = identified(robot.setup, seed, config)
         seconds["simulator"] = time.perf_counter() - clock
         out["rehearsed"] = timed(seconds, "rehearsed", partial(network, rehearsal))
     out["logs alone"] = timed(seconds, "logs alone", partial(network, None))

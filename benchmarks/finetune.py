@@ -53,7 +53,7 @@ def tuned(robot: Robot, seed: int, quick: bool) -> tuple[dict[str, EnsembleDynam
     """Return the models of all rows, simulations that none has seen, and what `auto` and the gate said."""
     assert robot.setup is not None
     config, iterations = configuration(robot), 200 if quick else 3000
-    _, rehearsal = identified(robot.setup, seed, config.members)
+    _, rehearsal = identified(robot.setup, seed, config)
 
     def fresh(**how: Any) -> EnsembleDynamics:
         model = EnsembleDynamics(config, seed)

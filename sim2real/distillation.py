@@ -91,9 +91,7 @@ def practise(
         episodes: how many.
         seconds: of each.
     """
-    commands = excitation.commands(rng, episodes, round(seconds / hold))
-    commands *= WEAKEST ** rng.uniform(size=(episodes, 1, 1))
-    starts = excitation.states(rng, episodes)
+    commands, starts = excitation.draw(rng, episodes, round(seconds / hold), WEAKEST)
     made = [twin.record(f"practice {k}", u, hold, x) for k, (u, x) in enumerate(zip(commands, starts, strict=True))]
     named = tuple((name, unit) for name, (_, unit) in zip(channels, twin.channels.observations, strict=True))
     return [

@@ -91,10 +91,11 @@ class ObserverSection(Section):
 
 
 class ExcitationSection(Section):
-    """Where simulated training data lie: half width of positions, spread of velocities, as a share of the limit."""
+    """Where simulated training data lie: half width of positions, spread of velocities; the share as recorded."""
 
     position: float = Field(default=3.141592653589793, gt=0)
     velocity: float = Field(default=5.0, gt=0)
+    recorded: float = Field(default=0.0, ge=0, le=1)
 
 
 class ModelSection(Section):

@@ -66,7 +66,7 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
     replay = None
     if recipe.learn.rehearse:
         draws = Posterior.load(run / "posterior").sample(setup.rng("rehearsal"), model.config.members)
-        rehearsal = Rehearsal(setup.plant, draws, excitation(setup, setup.plant), windows=500)
+        rehearsal = Rehearsal(setup.plant, draws, excitation(setup, model.config.timestep), windows=500)
         replay = OfReadings.simulated(model, rehearsal, model.config.timestep, seconds, recipe.seed)
     # more rounds go on where fewer ended
     told = json.dumps(settings.model_dump(mode="json", exclude={"rounds", "patience"}), sort_keys=True)

@@ -51,6 +51,7 @@ from sim2real.twin import Twin
 from sim2real.world_model import (
     EnsembleConfig,
     EnsembleDynamics,
+    Driven,
     Excitation,
     Rehearsal,
     Stretches,
@@ -167,11 +168,12 @@ def model_predictor(
     return EnsemblePredictor(model, setup.plant, dict(values), observation, setup.channels, advance=float(sum(late)))
 
 
-def excitation(setup: Setup, plant: Plant) -> Excitation:
-    """Return how simulations of a plant are excited, as the recipe has it."""
+def excitation(setup: Setup, timestep: float) -> Excitation:
+    """Return how simulations for a model with some timestep are excited, as the recipe has it."""
     wild, joints = setup.recipe.model.excitation, setup.plant.degrees_of_freedom
-    limits = (setup.recipe.control.limit,) * plant.actions
-    return Excitation(limits, (wild.velocity,) * joints, (wild.position,) * joints)
+    limits = (setup.recipe.control.limit,) * setup.plant.actions
+    seen = Driven.of(setup.recordings.commanded, setup.channels, timestep) if wild.recorded > 0 else ()
+    return Excitation(limits, (wild.velocity,) * joints, (wild.position,) * joints, seen, wild.recorded)
 
 
 def simulated_stretches(setup: Setup, plant: Plant, draws: Mapping[str, Array], stage: str) -> Stretches:
@@ -180,7 +182,7 @@ def simulated_stretches(setup: Setup, plant: Plant, draws: Mapping[str, Array], 
     return simulate(
         plant,
         draws,
-        excitation(setup, plant),
+        excitation(setup, recipe.timestep),
         stretches=recipe.stretches,
         steps=recipe.steps,
         history=recipe.history,
@@ -294,7 +296,7 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
     kinds: dict[str, Rehearsal | None] = {"recordings_model": None}
     if recipe.rehearse:
         draws = posterior.sample(setup.rng("rehearsal"), recipe.members)
-        kinds["rehearsed_model"] = Rehearsal(setup.plant, draws, excitation(setup, setup.plant))
+        kinds["rehearsed_model"] = Rehearsal(setup.plant, draws, excitation(setup, recipe.timestep))
     models = {}
     for name, rehearsal in kinds.items():
         models[name] = fit_to_recordings(
@@ -350,7 +352,7 @@ def distill_stage(
     values = {name: value for name, value in simulator.best.items() if name in known}
     practice = practise(
         Twin(setup.plant, values, period=recipe.timestep / times),
-        excitation(setup, setup.plant),
+        excitation(setup, recipe.timestep),
         setup.channels,
         hold=recipe.timestep,
         noise=encoder.noise.numpy(),

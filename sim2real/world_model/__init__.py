@@ -1,7 +1,8 @@
 """The Bayesian ensemble world model: architecture, data, training."""
 
-from sim2real.world_model.dataset import Excitation, Stretches, from_episodes, simulate
+from sim2real.world_model.dataset import Stretches, from_episodes, simulate
 from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
+from sim2real.world_model.excitation import Driven, Excitation
 from sim2real.world_model.recorded import fit_to_recordings
 from sim2real.world_model.rehearsal import Rehearsal
 from sim2real.world_model.training import fit, rollout_error
@@ -10,6 +11,7 @@ from sim2real.world_model.transition_training import Schedule, fit_transitions
 from sim2real.world_model.transitions import Transitions
 
 __all__ = [
+    "Driven",
     "EnsembleConfig",
     "EnsembleDynamics",
     "Excitation",

@@ -14,6 +14,7 @@ from sim2real.errors import LogError
 from sim2real.estimation import centred_state
 from sim2real.plant import Plant, Values, require_finite
 from sim2real.windows import joint_positions
+from sim2real.world_model.excitation import Excitation
 
 # Commands are averaged over a step of the model from so many instants of it.
 FINE = 8
@@ -36,39 +37,6 @@ class Stretches:
     @property
     def steps(self) -> int:
         return self.states.shape[2] - 1
-
-
-@dataclass(frozen=True)
-class Excitation:
-    """How simulated robots are excited before a world model learns from them.
-
-    Attributes:
-        command: (A,) largest command [effort].
-        velocity: (D,) standard deviation of the initial velocities [rad/s or m/s].
-        position: (D,) half width of the uniform initial positions [rad or m].
-    """
-
-    command: tuple[float, ...]
-    velocity: tuple[float, ...]
-    position: tuple[float, ...]
-
-    def commands(self, rng: np.random.Generator, n: int, steps: int) -> Array:
-        """Draw (n, steps, A) commands: held values of random length plus white noise of random strength, clipped."""
-        amplitude = np.asarray(self.command)
-        out = np.empty((n, steps, len(amplitude)))
-        level = rng.uniform(-1.2, 1.2, (n, len(amplitude)))
-        rate = rng.uniform(0.02, 0.5, (n, 1))
-        rough = rng.choice([0.0, 0.1, 0.6], (n, 1))
-        for k in range(steps):
-            change = rng.uniform(size=(n, 1)) < rate
-            level = np.where(change, rng.uniform(-1.2, 1.2, level.shape), level)
-            out[:, k] = np.clip(level + rough * rng.normal(size=level.shape), -1, 1) * amplitude
-        return out
-
-    def states(self, rng: np.random.Generator, n: int) -> Array:
-        """Draw (n, X) initial states."""
-        position = rng.uniform(-1, 1, (n, len(self.position))) * np.asarray(self.position)
-        return np.concatenate([position, rng.normal(size=position.shape) * np.asarray(self.velocity)], 1)
 
 
 def simulate(
@@ -100,11 +68,10 @@ def simulate(
     n = members * stretches
     substeps = round(timestep / plant.timestep)
     running = plant.start(n, {k: np.repeat(v, stretches) for k, v in draws.items()})
-    commands = excitation.commands(rng, n, history - 1 + steps)
+    commands, start = excitation.draw(rng, n, history - 1 + steps)
     # the chain wants more than the network's history: what came before that was the first command
     lead = np.repeat(commands[:, :1], 5, 1)
     before = np.repeat(np.concatenate([lead, commands[:, : history - 1]], 1), substeps, 1)
-    start = excitation.states(rng, n)
     running.reset(start, before)
     path = [start]
     for k in range(history - 1, commands.shape[1]):

@@ -12,7 +12,7 @@ from sim2real.episodes import Array
 from sim2real.errors import ModelError
 from sim2real.kalman import KalmanFilter
 from sim2real.plant import Plant, Values, require_finite
-from sim2real.world_model.dataset import Excitation
+from sim2real.world_model.excitation import Excitation
 from sim2real.world_model.ensemble import EnsembleConfig
 from sim2real.world_model.windows import WARMUP, Recorded
 
@@ -29,7 +29,7 @@ class Rehearsal:
     Attributes:
         plant: the simulated robot, with its execution chain.
         draws: name -> (M,) parameters, one a member.
-        excitation: commands and states that simulations start from; commands are scaled down at random.
+        excitation: commands and states that simulations start from; random commands are scaled down at random.
         windows: N, of each member.
     """
 
@@ -74,9 +74,8 @@ class Rehearsal:
             math.ceil(WARMUP / config.timestep), config.lookback + math.ceil(every / substeps), config.history - 1
         )
         many = members * self.windows
-        commands = self.excitation.commands(rng, many, back + steps)
-        commands *= WEAKEST ** rng.uniform(size=(many, 1, 1))
-        path = self._simulate(commands, substeps, rng)
+        commands, states = self.excitation.draw(rng, many, back + steps, WEAKEST)
+        path = self._simulate(states, commands, substeps)
         start = back * substeps - 1
         readings = path[:, start % every : start + 1 : every]
         readings = readings + estimator.noise * rng.normal(size=readings.shape)
@@ -95,11 +94,10 @@ class Rehearsal:
 
         return Recorded(*map(shaped, (state, past, known, after)))
 
-    def _simulate(self, commands: Array, substeps: int, rng: np.random.Generator) -> Array:
-        """Return positions after each substep (n, K * substeps, D) under commands (n, K, A), one a model step."""
+    def _simulate(self, states: Array, commands: Array, substeps: int) -> Array:
+        """Return positions after each substep (n, K * substeps, D) from states (n, X) under commands (n, K, A)."""
         running = self.plant.start(len(commands), {k: np.repeat(v, self.windows) for k, v in self.draws.items()})
         filling = max(round(self.plant.filling / self.plant.timestep), 1)
-        states = self.excitation.states(rng, len(commands))
         running.reset(states, np.repeat(commands[:, :1], filling, 1))
         joints = states.shape[1] // 2
         path = [running.step(np.repeat(row[:, None], substeps, 1))[..., :joints] for row in commands.swapaxes(0, 1)]
