@@ -49,9 +49,9 @@ from sim2real.recipe import LearnSection
 from sim2real.run_directory import RunDirectory
 from sim2real.twin import Twin
 from sim2real.world_model import (
+    Driven,
     EnsembleConfig,
     EnsembleDynamics,
-    Driven,
     Excitation,
     Rehearsal,
     Stretches,

@@ -12,8 +12,8 @@ from sim2real.episodes import Array
 from sim2real.errors import ModelError
 from sim2real.kalman import KalmanFilter
 from sim2real.plant import Plant, Values, require_finite
-from sim2real.world_model.excitation import Excitation
 from sim2real.world_model.ensemble import EnsembleConfig
+from sim2real.world_model.excitation import Excitation
 from sim2real.world_model.windows import WARMUP, Recorded
 
 # The weakest commands are this share of the strongest: logarithmically uniform between.
