@@ -4,8 +4,8 @@
         [--folder FOLDER] [--quick] [--json FILE]
 
 From the first S seconds of the training recordings (all of them where S is 0) a simulator is identified, and a model
-that looks back is trained on simulations of its posterior: `pretrained`. `scratch` is trained on the same recordings
-alone. Then each method of `finetune_dynamics` tunes the pre-trained model on them, beside replayed simulations, whether
+that looks back is trained on simulations of its posterior: `pretrained`. Where an action is a gain or a mode, as with
+the XL330, simulations are driven as the recordings were. `scratch` is trained on the same recordings alone. Then each method of `finetune_dynamics` tunes the pre-trained model on them, beside replayed simulations, whether
 the gate lets it through or not; `auto` is what it lets through. Everything is recalibrated on the validation
 recordings, which the gate looks at, too, and scored on the test recordings, each kind by itself.
 
@@ -42,18 +42,23 @@ from sim2real.estimation import Estimate
 from sim2real.evaluation import Questions, RecordingPredictor, score
 from sim2real.prediction import Prediction
 from sim2real.run_directory import write_json
-from sim2real.world_model import EnsembleConfig, EnsembleDynamics, fit_to_recordings
+from sim2real.world_model import Driven, EnsembleConfig, EnsembleDynamics, fit_to_recordings
 
 ROWS = ("scratch", "pretrained", *METHODS, "auto")
 # Of an update: model steps at 20 Hz.
 ONLINE = 400
+# Robots whose actions are not all commands that may be drawn at random.
+MODES = ("xl330",)
 
 
-def tuned(robot: Robot, seed: int, quick: bool) -> tuple[dict[str, EnsembleDynamics], OfReadings, dict[str, Any]]:
+def tuned(robot: Robot, modes: bool, seed: int, quick: bool) -> tuple[dict[str, EnsembleDynamics], OfReadings, dict[str, Any]]:
     """Return the models of all rows, simulations that none has seen, and what `auto` and the gate said."""
     assert robot.setup is not None
     config, iterations = configuration(robot), 200 if quick else 3000
     _, rehearsal = identified(robot.setup, seed, config)
+    if modes:
+        seen = Driven.of(robot.commanded, robot.channels, config.timestep)
+        rehearsal = replace(rehearsal, excitation=replace(rehearsal.excitation, recorded=seen, share=1.0))
 
     def fresh(**how: Any) -> EnsembleDynamics:
         model = EnsembleDynamics(config, seed)
@@ -82,9 +87,9 @@ def tuned(robot: Robot, seed: int, quick: bool) -> tuple[dict[str, EnsembleDynam
     return models, unseen, said
 
 
-def measure(robot: Robot, seed: int, quick: bool) -> dict[str, Any]:
+def measure(robot: Robot, modes: bool, seed: int, quick: bool) -> dict[str, Any]:
     """Tune and score."""
-    models, unseen, said = tuned(robot, seed, quick)
+    models, unseen, said = tuned(robot, modes, seed, quick)
     held = [Questions.of(e, robot.channels) for e in robot.recordings.validation]
     out: dict[str, Any] = {}
     for name, model in models.items():
@@ -200,7 +205,7 @@ def main() -> None:
             for seed in options.seeds:
                 file = options.folder / f"{name}-{amount}-{seed}{'-quick' if options.quick else ''}.json"
                 if not file.exists():
-                    write_json(file, measure(less, seed, options.quick))
+                    write_json(file, measure(less, name in MODES, seed, options.quick))
                 seeds.append(json.loads(file.read_text()))
                 print(f"\n{name}, {amount} s, seed {seed}")
                 show(seeds[-1])
