@@ -3,7 +3,8 @@
     python benchmarks/closed_loop_rounds.py [--tasks NAME ...] [--seeds SEED ...] [--folder FOLDER] [--json FILE]
 
 Four twins stand in for robots: masses, friction, delay or strength are not those of the simulator. A model that looks
-back is trained on the simulator alone. Three rounds of `dagger` follow, of ten seconds each; what each leaves behind
+back is trained on the simulator alone. Three rounds of `dagger` follow, of ten seconds each, in each of which a
+simulator is identified on the recordings so far, for the model to rehearse beside them. What each round leaves behind
 plans on the twin from ten starts. The return of a run is how close to its goal the robot was on average, 0 to 1.
 
 - `fallback`: damping alone. `oracle`: the planner with a model that was trained on simulations of the twin itself.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,19 +31,20 @@ from _surroundings import one_thread, surroundings
 from torch import Tensor
 
 from sim2real.adapters import Chain, Latency, TorqueLimit
-from sim2real.calibration import OfReadings
+from sim2real.calibration import OfReadings, identify
 from sim2real.control import closed_loop
 from sim2real.dagger import dagger
-from sim2real.episodes import Array
+from sim2real.episodes import Array, Episode
 from sim2real.logs import read_logs
 from sim2real.planning import MPPI, Cost, Damping, Quadratic, Sum, Upright, upright_reward
 from sim2real.plant import Plant, Values, repeated
-from sim2real.randomization import RobotModel
+from sim2real.randomization import ParameterSet, RobotModel
 from sim2real.run_directory import write_json
 from sim2real.twin import Twin, excite
 from sim2real.twin_env import TwinEnv
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Excitation, Rehearsal, fit_to_recordings
 
+DELAY = "execution.latency.delay"
 DT, SUBSTEP, MEMBERS = 0.02, 0.004, 4
 # Of a run that is scored [s], how many of them, and what rounds take [s].
 SECONDS, STARTS, ROUNDS, ROUND = 6.0, 10, 3, 10.0
@@ -59,7 +61,8 @@ class Task:
         cost: that is planned with.
         reward: of positions (..., D), 0 to 1.
         values: of the twin; those of the simulator are the robot's own.
-        stages: of the twin's execution.
+        prior: what may differ, as far as a user would think of it.
+        stages: of the twin's execution; the simulator has a delay of zero.
         gain: of the fallback.
         spread: half width of start positions.
         horizon: of plans [s].
@@ -71,6 +74,7 @@ class Task:
     cost: Cost
     reward: Callable[[Tensor], Tensor]
     values: dict[str, float]
+    prior: dict[str, str]
     stages: list[Any] = field(default_factory=list)
     gain: float = 0.2
     spread: float = 0.5
@@ -85,25 +89,32 @@ def closeness(goal: Array, width: float) -> Callable[[Tensor], Tensor]:
 
 TASKS = {
     "pendulum": Task(
-        "pendulum", 4.0, 5.0, Upright(), upright_reward, {"dynamics.payload.mass": 1.1}, [TorqueLimit(limit=2.8)],
+        "pendulum", 4.0, 5.0, Upright(), upright_reward, {"dynamics.payload.mass": 1.1},
+        {"dynamics.payload.mass": "=U(0.2, 2)", DELAY: "=U(0, 0.1)"}, [TorqueLimit(limit=2.8)],
     ),
     "cartpole": Task(
         "cartpole", 15.0, 4.0,
         Sum((Upright(joint=1), Quadratic((0.0, 0.0), position=(0.1, 0.0), velocity=(0.01, 0.0)))),
         lambda q: upright_reward(q, joint=1) * (q[..., 0].abs() < 2.4),
-        {"dynamics.cart.mass": 2.0, "dynamics.pole.mass": 0.3}, [Latency(delay=0.04)], gain=1.0, horizon=1.6,
+        {"dynamics.cart.mass": 2.5, "dynamics.pole.mass": 0.3},
+        {"dynamics.cart.mass": "=U(0.5, 4)", "dynamics.pole.mass": "=U(0.05, 0.5)", DELAY: "=U(0, 0.1)"},
+        [Latency(delay=0.06)], gain=1.0, horizon=1.6,
     ),
     "furuta": Task(
         "furuta", 0.02, 8.0,
         Sum((Upright(joint=1, velocity=0.005), Quadratic((0.0, 0.0), position=(0.05, 0.0), velocity=(0.002, 0.0)))),
         lambda q: upright_reward(q, joint=1),
-        {"dynamics.pole.mass": 0.04, "dynamics.arm.damping": 3e-4}, [Latency(delay=0.02)], gain=0.001, horizon=0.6,
+        {"dynamics.pole.mass": 0.05, "dynamics.arm.damping": 3e-4},
+        {"dynamics.pole.mass": "=U(0.01, 0.1)", "dynamics.arm.damping": "=U(0, 0.001)", DELAY: "=U(0, 0.1)"},
+        [Latency(delay=0.06)], gain=0.001, horizon=0.6,
     ),
     "two_link_arm": Task(
         "two_link_arm", 4.0, 2.0,
         Quadratic((1.2, -1.0), position=(1.0, 1.0), velocity=(0.05, 0.05), effort=0.002),
         closeness(np.array([1.2, -1.0]), 0.2),
         {"dynamics.lower.mass": 3.0, "dynamics.shoulder.frictionloss": 1.0, "dynamics.elbow.frictionloss": 1.0},
+        {"dynamics.lower.mass": "=U(0.5, 5)", "dynamics.shoulder.frictionloss": "=U(0, 2)",
+         "dynamics.elbow.frictionloss": "=U(0, 2)", DELAY: "=U(0, 0.1)"},
         [Latency(delay=0.04)], gain=0.5, horizon=0.8,
     ),
 }  # fmt: skip
@@ -119,7 +130,7 @@ class Setting:
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task, self.seed = task, seed
-        self.plant = Plant(RobotModel(task.robot), timestep=SUBSTEP, threads=1)
+        self.plant = Plant(RobotModel(task.robot), Chain([Latency(longest=0.1)]), timestep=SUBSTEP, threads=1)
         self.real = Plant(RobotModel(task.robot), Chain(task.stages), timestep=SUBSTEP, threads=1)
         self.limit = np.full(self.plant.actions, task.limit)
         self.twin = Twin(self.real, task.values, period=DT)
@@ -128,11 +139,11 @@ class Setting:
             self.plant.model.wraps, self.plant.actions, DT, history=4, members=MEMBERS, hidden=(64, 64), lookback=4
         )
 
-    def rehearsal(self, plant: Plant, values: Values) -> Rehearsal:
-        """Return simulations of a plant."""
+    def rehearsal(self, plant: Plant, draws: Values) -> Rehearsal:
+        """Return simulations of a plant, each member its own draw of the parameters."""
         joints = self.plant.degrees_of_freedom
         wild = Excitation(tuple(self.limit), (self.task.velocity,) * joints, (np.pi,) * joints)
-        return Rehearsal(plant, repeated(values, MEMBERS), wild, windows=1500)
+        return Rehearsal(plant, draws, wild, windows=1500)
 
     def model(self, rehearsal: Rehearsal) -> EnsembleDynamics:
         """Train on simulations alone; a log of the same plant says how noisy readings are."""
@@ -143,6 +154,15 @@ class Setting:
             EnsembleDynamics(self.config, self.seed), [log], self.channels, rehearsal=rehearsal, recorded=0.0,
             iterations=1500, seed=self.seed,
         )  # fmt: skip
+
+    def adapted(self, model: EnsembleDynamics, recordings: Sequence[Episode]) -> OfReadings:
+        """Identify the simulator on recordings; return what the model can rehearse with it."""
+        prior = ParameterSet.parse(self.task.prior, self.plant.units())
+        rng = np.random.default_rng(self.seed)
+        found = identify(self.plant, recordings, prior, channels=self.channels, rng=rng, examine=False)
+        told = ", ".join(f"{name} {value:.3g}" for name, value in found.values.items() if name in prior.names)
+        print(f"  identified on {sum(e.duration for e in recordings):.3g} s: {told}", flush=True)
+        return OfReadings.simulated(model, self.rehearsal(self.plant, found.sample(rng, MEMBERS)), DT, 0.5, self.seed)
 
     def planner(self, model: EnsembleDynamics) -> MPPI:
         """Return the controller of a model."""
@@ -165,10 +185,9 @@ def measure(setting: Setting, folder: Path) -> dict[str, float]:
     """Go round, and score what each round leaves behind."""
     task, seed = setting.task, setting.seed
     known = setting.plant.nominal()
-    believed = setting.rehearsal(setting.plant, {name: known[name] for name in task.values})
+    model = setting.model(setting.rehearsal(setting.plant, repeated({k: known[k] for k in task.prior}, MEMBERS)))
     true = {**task.values, **{k: v for k, v in setting.real.nominal().items() if k.startswith("execution.")}}
-    model = setting.model(believed)
-    oracle = setting.model(setting.rehearsal(setting.real, true))
+    oracle = setting.model(setting.rehearsal(setting.real, repeated(true, MEMBERS)))
     fallback = Damping(task.gain, setting.limit)
     out = {
         "fallback": setting.returned(fallback, model),
@@ -176,11 +195,10 @@ def measure(setting: Setting, folder: Path) -> dict[str, float]:
         "before": setting.returned(setting.planner(model), model),
     }
     print(f"{task.robot}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in out.items()), flush=True)
-    replay = OfReadings.simulated(model, believed, DT, 0.5, seed)
     dagger(
         TwinEnv(setting.twin, setting.limit, DT, spread=task.spread), model, setting.planner, fallback,
-        setting.channels, folder, rounds=ROUNDS, seconds=ROUND, episode=2.5, replay=replay, seed=seed,
-        iterations=300, rate=3e-3, patience=ROUNDS + 1,
+        setting.channels, folder, rounds=ROUNDS, seconds=ROUND, episode=2.5, seed=seed, iterations=600, rate=3e-3,
+        patience=ROUNDS + 1, replay=lambda recordings: setting.adapted(model, recordings), replay_weight=1.0,
     )  # fmt: skip
     recorded = []
     for number in range(1, ROUNDS + 1):

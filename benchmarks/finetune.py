@@ -5,9 +5,10 @@
 
 From the first S seconds of the training recordings (all of them where S is 0) a simulator is identified, and a model
 that looks back is trained on simulations of its posterior: `pretrained`. Where an action is a gain or a mode, as with
-the XL330, simulations are driven as the recordings were. `scratch` is trained on the same recordings alone. Then each method of `finetune_dynamics` tunes the pre-trained model on them, beside replayed simulations, whether
-the gate lets it through or not; `auto` is what it lets through. Everything is recalibrated on the validation
-recordings, which the gate looks at, too, and scored on the test recordings, each kind by itself.
+the XL330, simulations are driven as the recordings were. `scratch` is trained on the same recordings alone. Then each
+method of `finetune_dynamics` tunes the pre-trained model on them, beside replayed simulations, whether the gate lets it
+through or not; `auto` is what it lets through. Everything is recalibrated on the validation recordings, which the gate
+looks at, too, and scored on the test recordings, each kind by itself.
 
 Of each row: mean NRMSE with its 90 % interval over one-second blocks, CRPS, coverage of the 90 % intervals, and
 `forgets`, the error on simulations that it had not seen, relative to how far the robot gets.
@@ -51,7 +52,9 @@ ONLINE = 400
 MODES = ("xl330",)
 
 
-def tuned(robot: Robot, modes: bool, seed: int, quick: bool) -> tuple[dict[str, EnsembleDynamics], OfReadings, dict[str, Any]]:
+def tuned(
+    robot: Robot, modes: bool, seed: int, quick: bool
+) -> tuple[dict[str, EnsembleDynamics], OfReadings, dict[str, Any]]:
     """Return the models of all rows, simulations that none has seen, and what `auto` and the gate said."""
     assert robot.setup is not None
     config, iterations = configuration(robot), 200 if quick else 3000

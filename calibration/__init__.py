@@ -4,7 +4,7 @@ from sim2real.calibration.adapt import Adaptation, adapt
 from sim2real.calibration.check import Check, check
 from sim2real.calibration.diagnose import Finding, diagnose
 from sim2real.calibration.evidence import OfReadings
-from sim2real.calibration.finetune import FinetuneResult, finetune_dynamics
+from sim2real.calibration.finetune import FinetuneResult, Tuned, finetune_dynamics, tune_dynamics
 from sim2real.calibration.gate import gate, judge
 from sim2real.calibration.identify import identify
 from sim2real.calibration.online import Adapting, OnlineLastLayer
@@ -21,6 +21,7 @@ __all__ = [
     "OnlineLastLayer",
     "OutsideForce",
     "Posterior",
+    "Tuned",
     "adapt",
     "check",
     "diagnose",
@@ -30,4 +31,5 @@ __all__ = [
     "judge",
     "outside_forces",
     "own_values",
+    "tune_dynamics",
 ]

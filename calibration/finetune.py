@@ -27,6 +27,26 @@ Choice = Method | Literal["none"]
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """A tuned model that no gate has seen.
+
+    Attributes:
+        model: tuned.
+        method: that was used; `none` where `auto` found nothing better than the model as it was.
+        tried: with `auto`, for each method the root mean squared error on what it had not seen, relative to how far the
+            robot gets.
+        forgetting: that error on replayed simulations, `{"before": ..., "after": ...}`; empty without a replay.
+        seconds: that the tuning took, without cross-validation [s].
+    """
+
+    model: EnsembleDynamics
+    method: str
+    tried: dict[str, float]
+    forgetting: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class FinetuneResult:
     """What came of fine-tuning.
 
@@ -36,11 +56,7 @@ class FinetuneResult:
         accepted: whether the fine-tuned model replaced the old one.
         reason: in words.
         crps: mean CRPS on the held-out recordings per horizon, `{"before": {...}, "after": {...}}` [rad or m].
-        method: that was used; `none` where `auto` found nothing better than the model as it was.
-        tried: with `auto`, for each method the root mean squared error on what it had not seen, relative to how far the
-            robot gets.
-        forgetting: that error on replayed simulations, `{"before": ..., "after": ...}`; empty without a replay.
-        seconds: that the tuning took, without cross-validation and gate [s].
+        method, tried, forgetting, seconds: as in `Tuned`.
     """
 
     model: EnsembleDynamics
@@ -75,6 +91,44 @@ def finetune_dynamics(
     *,
     answer: Answer,
     held_out: Sequence[Questions],
+    seed: int = 0,
+    **tuning: Any,
+) -> FinetuneResult:
+    """Fine-tune the dynamics towards real recordings, and gate the result.
+
+    Args:
+        model: the pre-trained model; it is not changed.
+        real: windows of real recordings, as `tune_dynamics` takes them.
+        answer: predicts held-out questions with a model.
+        held_out: questions about recordings that `real` does not contain.
+        seed: of the draws.
+        tuning: what else `tune_dynamics` takes: the method and its settings, and a replay.
+
+    Returns:
+        the model to go on with, and why.
+
+    Raises:
+        ModelError: nothing is held out, or what `tune_dynamics` says.
+        NonFiniteError: the loss or a prediction is not finite.
+    """
+    if not held_out or len({q.horizons for q in held_out}) > 1:
+        raise ModelError(
+            f"the gate needs held-out questions of the same horizons, found {len(held_out)}; ask `Questions.of`"
+        )
+    tuned = tune_dynamics(model, real, seed=seed, **tuning)
+    accepted, reason, crps = judge(model, tuned.model, answer, held_out, seed)
+    if tuned.method == "none":
+        reason = "changed nothing: no method was surely better than the model as it is on time that it was not tuned on"
+    return FinetuneResult(
+        tuned.model if accepted else model, tuned.model, accepted, reason, crps,
+        tuned.method, tuned.tried, tuned.forgetting, tuned.seconds,
+    )  # fmt: skip
+
+
+def tune_dynamics(
+    model: EnsembleDynamics,
+    real: Stretches | OfReadings,
+    *,
     method: Method | Literal["auto"] = "anchored",
     replay: Stretches | OfReadings | None = None,
     replay_weight: float = 0.3,
@@ -84,8 +138,8 @@ def finetune_dynamics(
     rate: float = 1e-3,
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
-) -> FinetuneResult:
-    """Fine-tune the dynamics towards real recordings, and gate the result.
+) -> Tuned:
+    """Tune the dynamics towards real recordings, whether that makes them better or not.
 
     Every member sees the real data under its own random weighting of blocks of time (Bayesian bootstrap, Rubin 1981),
     so that the members remain draws from a posterior. Encoder and normalisers are not touched. The methods:
@@ -101,8 +155,6 @@ def finetune_dynamics(
     Args:
         model: the pre-trained model; it is not changed.
         real: windows of real recordings: `from_episodes`, or, for a model that looks back, `OfReadings.of`.
-        answer: predicts held-out questions with a model.
-        held_out: questions about recordings that `real` does not contain.
         method: how the dynamics may move.
         replay: simulated windows that are mixed in, so that nothing is forgotten; `last_layer` does without.
         replay_weight: of the simulated loss relative to the real one.
@@ -114,18 +166,11 @@ def finetune_dynamics(
         seed: of the draws.
         progress: called with a line now and then.
 
-    Returns:
-        the model to go on with, and why.
-
     Raises:
-        ModelError: no such method, nothing is held out, `real` is something else, or `auto` has too few blocks of time.
-        NonFiniteError: the loss or a prediction is not finite.
+        ModelError: no such method, `real` is something else, or `auto` has too few blocks of time.
+        NonFiniteError: the loss is not finite.
     """
     require_method(method)
-    if not held_out or len({q.horizons for q in held_out}) > 1:
-        raise ModelError(
-            f"the gate needs held-out questions of the same horizons, found {len(held_out)}; ask `Questions.of`"
-        )
     settings = _Settings(anchor, iterations, batch, rate, replay_weight, seed)
     evidence, simulated = _evidence(real), None if replay is None else _evidence(replay)
     tried: dict[str, float] = {}
@@ -138,13 +183,10 @@ def finetune_dynamics(
     clock = time.perf_counter()
     tuned = model if chosen == "none" else _tune(model, evidence, simulated, chosen, settings, progress)
     seconds = time.perf_counter() - clock
-    accepted, reason, crps = judge(model, tuned, answer, held_out, seed)
     forgetting = {}
     if simulated is not None:
         forgetting = {name: _error(simulated.errors(m)) for name, m in (("before", model), ("after", tuned))}
-    return FinetuneResult(
-        tuned if accepted else model, tuned, accepted, reason, crps, chosen, tried, forgetting, seconds
-    )
+    return Tuned(tuned, chosen, tried, forgetting, seconds)
 
 
 def _evidence(data: Stretches | OfReadings) -> Evidence:

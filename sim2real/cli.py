@@ -212,8 +212,8 @@ def _look(recipe: Any, console: Console) -> None:
     from rich.table import Table
 
     from sim2real.calibration.finetune import FOLDS
+    from sim2real.finetuning import look_before_finetuning
     from sim2real.preparation import prepare
-    from sim2real.stages import look_before_finetuning
 
     setup = prepare(recipe)
     table = Table("recording", "part", "seconds", "readings a second", "actions", box=None, pad_edge=False)
@@ -223,10 +223,10 @@ def _look(recipe: Any, console: Console) -> None:
             used = e.action_source if part != "train" or e in setup.recordings.commanded else "measured: not used"
             table.add_row(_plain(e.name), part, f"{e.duration:.3g}", f"{1 / e.period:.3g}", used)
     console.print(table)
-    real, seen = look_before_finetuning(setup)
+    real, seen, timestep = look_before_finetuning(setup)
     seconds = len(set(real.block.tolist()))
     console.print(
-        f"{real.states.shape[1]} stretches of {real.steps * setup.recipe.model.timestep:.3g} s in {seconds} seconds; "
+        f"{real.states.shape[1]} stretches of {real.steps * timestep:.3g} s in {seconds} seconds; "
         + ("" if seconds >= 2 * FOLDS else "not ")
         + "enough for finetune.method=auto"
     )
@@ -311,6 +311,7 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
             console.print(f"error on replayed simulations, relative to how far the robot gets: {before}, now {after}")
         console.print(f"fine-tuning ({_plain(told['method'])}) {_plain(told['reason'])}")
         console.print(f"model: {_plain(str(directory / 'model' / 'finetuned'))}")
+        console.print(f"report: {_plain(str(directory / 'finetuning.html'))}")
     elif verb == "control":
         found = result("control")
         for name, value in found.get("returns", {}).items():

@@ -11,7 +11,7 @@ import torch
 
 from sim2real.control import Run, closed_loop
 from sim2real.episodes import Array
-from sim2real.estimation import ModelObserver, Observation
+from sim2real.estimation import ModelObserver, Observation, StateEstimator
 from sim2real.planning import MPPI, Damping, Policy, Upright, upright_reward
 from sim2real.plant import Plant, repeated
 from sim2real.preparation import Setup
@@ -48,12 +48,14 @@ def control_stage(
     runs = {}
     for name, controller in controllers.items():
         policy: Policy
-        history = setup.recipe.model.history
-        if controller.model is None:
+        model = controller.model
+        lookback, history, period = 0, setup.recipe.model.history, setup.recipe.model.timestep
+        if model is None:
             policy = Damping(recipe.fallback_gain, limit)
         else:
+            lookback, history, period = model.config.lookback, model.config.history, model.config.timestep
             policy = MPPI(
-                controller.model,
+                model,
                 Upright(target=recipe.target),
                 limit,
                 horizon=recipe.horizon,
@@ -63,16 +65,21 @@ def control_stage(
                 temperature=recipe.temperature,
                 seed=setup.recipe.seed,
             )
-        observer = ModelObserver(controller.plant.start(n, repeated(controller.values, n)), observation.bandwidth)
+        observer: StateEstimator
+        if model is not None and model.encoder is not None:
+            observer = model.encoder.estimator()
+        else:
+            observer = ModelObserver(controller.plant.start(n, repeated(controller.values, n)), observation.bandwidth)
         runs[name] = closed_loop(
             twin,
             policy,
             observer,
             starts,
             seconds=recipe.seconds,
-            period=setup.recipe.model.timestep,
+            period=period,
             limit=limit,
             history=history,
+            lookback=lookback,
             progress=lambda share, name=name: progress(f"{name}: {100 * share:.0f} %"),  # type: ignore[misc]
         )
     return runs

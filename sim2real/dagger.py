@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from sim2real.calibration.evidence import OfReadings
-from sim2real.calibration.finetune import finetune_dynamics
+from sim2real.calibration.finetune import tune_dynamics
 from sim2real.calibration.gate import judge
 from sim2real.calibration.tuning import Method, require_method
 from sim2real.combination import recalibrate_model
@@ -83,7 +83,7 @@ def dagger(
     segment: float = 0.5,
     clock: Literal["simulated", "wall"] = "simulated",
     method: Method | Literal["auto"] = "anchored",
-    replay: OfReadings | None = None,
+    replay: OfReadings | Callable[[Sequence[Episode]], OfReadings] | None = None,
     patience: int = 2,
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
@@ -109,12 +109,13 @@ def dagger(
         shares: of the fallback, a round; the last one holds for those that follow.
         segment: for how long either of them is in command [s].
         clock: of the recordings; `wall` for hardware, whose steps are never quite alike.
-        method: of `finetune_dynamics`.
-        replay: simulated windows that are mixed in.
+        method: of `tune_dynamics`.
+        replay: simulated windows that are mixed in; or what makes them of all recordings to learn from so far, such as
+            those of a simulator that is identified on them. It should do the same for the same recordings.
         patience: stop after so many rounds that each lowered the error by less than 5 %.
         seed: of starts, shares and tuning.
         progress: called with a line now and then.
-        tuning: what else `finetune_dynamics` takes.
+        tuning: what else `tune_dynamics` takes.
 
     Returns:
         the rounds, those of an earlier call included.
@@ -129,10 +130,10 @@ def dagger(
     runner = RecordedRobot(robot, channels, names, seconds, episode, segment, clock)
     runner.check(model)
     require_method(method)
-    known = [n for n, p in signature(finetune_dynamics).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    known = [n for n, p in signature(tune_dynamics).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in tuning:
         if name not in known:
-            raise ModelError(f"finetune_dynamics takes no {name!r}{did_you_mean(name, known)}")
+            raise ModelError(f"tune_dynamics takes no {name!r}{did_you_mean(name, known)}")
     place, done = Path(directory), finished(directory)
     start = _digest(model)
     if done and done[0].parent != start:
@@ -152,19 +153,11 @@ def dagger(
         train, held = _split(place, number)
         progress(f"round {number}: tuning on {sum(e.duration for e in train):.3g} s")
         asked = [Questions.of(e, channels) for e in held]
-        found = finetune_dynamics(
-            model,
-            OfReadings.of(model, train, channels, min(0.5, 0.3 * episode)),
-            answer=_answer(channels),
-            held_out=asked,
-            method=method,
-            replay=replay,
-            seed=seed,
-            progress=progress,
-            **tuning,
-        )
-        accepted, reason, crps = judge(current, found.tuned, _answer(channels), asked, seed)
-        current = copy.deepcopy(found.tuned) if accepted else current
+        real = OfReadings.of(model, train, channels, min(0.5, 0.3 * episode))
+        mixed = replay(train) if callable(replay) else replay
+        tuned = tune_dynamics(model, real, method=method, replay=mixed, seed=seed, progress=progress, **tuning).model
+        accepted, reason, crps = judge(current, tuned, _answer(channels), asked, seed)
+        current = copy.deepcopy(tuned) if accepted else current
         recalibrate_model(current, RecordingPredictor(current, channels), asked)
         current.save(folder / "model")
         here = read_logs(folder / "logs")

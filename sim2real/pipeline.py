@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sim2real import __version__, comparison, controllers, stages
+from sim2real import __version__, comparison, controllers, finetuning, stages
 from sim2real.calibration import Adaptation, Posterior, diagnose
 from sim2real.calibration.export import to_mjcf, to_yaml
 from sim2real.errors import NonFiniteError, ParameterError, RecipeError, RobotError, did_you_mean
@@ -79,6 +79,7 @@ def run(
     directory = RunDirectory(output / f"{recipe.name}-{recipe.digest()}")
     (directory.path / "recipe.yaml").write_text(recipe.to_yaml())
     setup = prepare(recipe)
+    finetuning.saved_model(setup)  # what is wrong with it is said before anything takes time
     work = [name for name in STAGES[: STAGES.index(until) + 1] if name != "report"]
     if again and all(directory.finished(name) for name in work):
         directory.clear()
@@ -123,6 +124,8 @@ class StagedRun:
             document = self.directory.stage(name, getattr(self, name))
             if name == "identify" and self.examine:
                 self.identification_report()
+            if name == "finetune" and self.examine:
+                self.finetuning_report()
             self.watch.end(name, float(document["seconds"]), before)
 
     # what finished stages left behind
@@ -197,16 +200,22 @@ class StagedRun:
         }
 
     def pretrain(self) -> dict[str, Any]:
-        setup, posterior = self.setup, self.posterior
+        setup, posterior, saved = self.setup, self.posterior, finetuning.saved_model(self.setup)
         _, covariance = self.observation()
-        draws = posterior.sample(setup.rng("members"), setup.recipe.model.members)
-        stages.pretrain(setup, setup.plant, draws, covariance, self.watch.say).save(self.path / "model" / "pretrained")
-        return {}
+        if saved is None:
+            draws = posterior.sample(setup.rng("members"), setup.recipe.model.members)
+            saved = stages.pretrain(setup, setup.plant, draws, covariance, self.watch.say)
+        saved.save(self.path / "model" / "pretrained")
+        return {"saved": setup.recipe.finetune.model}
 
     def finetune(self) -> dict[str, Any]:
+        setup, posterior, before = self.setup, self.posterior, self.model("pretrained")
         observation, _ = self.observation()
-        found = stages.finetune_stage(self.setup, self.model("pretrained"), self.posterior, observation, self.watch.say)
+        found = finetuning.finetune_stage(setup, before, posterior, observation, self.watch.say)
         found.model.save(self.path / "model" / "finetuned")
+        if self.examine:
+            shown = finetuning.show(setup, before, found.tuned, posterior.values, observation)
+            shown.save(self.path / "model" / "finetuning.npz")
         return found.to_json()
 
     def learn(self) -> dict[str, Any]:
@@ -304,6 +313,11 @@ class StagedRun:
         from sim2real.report import write_identification_report
 
         write_identification_report(self.path)
+
+    def finetuning_report(self) -> None:
+        from sim2real.report import write_finetuning_report
+
+        write_finetuning_report(self.path)
 
     def report(self) -> None:
         from sim2real.report import write_report

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sim2real.errors import RecipeError, did_you_mean
 
-# Those of `finetune_dynamics`, named here so that reading a recipe does not load torch.
+# Keys whose values are paths.
+PATHS = ("robot", "logs", "log_schema", "finetune.model")
+# Those of `tune_dynamics`, named here so that reading a recipe does not load torch.
 TuningMethod = Literal["anchored", "full", "low_rank", "delta", "last_layer", "auto"]
 
 
@@ -114,8 +116,9 @@ class ModelSection(Section):
 
 
 class FinetuneSection(Section):
-    """Dynamics-only fine-tuning; see `finetune_dynamics`."""
+    """Dynamics-only fine-tuning of a model that is trained first, or of a saved one; see `finetune_dynamics`."""
 
+    model: str | None = None
     method: TuningMethod = "anchored"
     iterations: int = Field(default=200, ge=1)
     steps: int = Field(default=15, ge=2)
@@ -240,8 +243,8 @@ class Recipe(Section):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `section.key=value` overrides, whose values are YAML.
 
-    Paths in the recipe (`robot`, `logs`, `log_schema`) are relative to the recipe; those in overrides to the present
-    folder.
+    Paths in the recipe (`robot`, `logs`, `log_schema`, `finetune.model`) are relative to the recipe; those in overrides
+    to the present folder.
 
     Raises:
         RecipeError: the file does not exist or is not YAML, or a key is unknown, missing or of the wrong type.
@@ -268,9 +271,13 @@ def read_document(file: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         found = type(document).__name__
         raise RecipeError(f"{file} must be a mapping of keys such as name, robot, parameters; found {found}")
-    for key in ("robot", "logs", "log_schema"):
-        if isinstance(document.get(key), str):
-            document[key] = _relative_to(document[key], file.resolve().parent, is_robot=key == "robot")
+    for key in PATHS:
+        *outer, last = key.split(".")
+        section = document
+        for part in outer:
+            section = section.get(part) if isinstance(section, dict) else None  # type: ignore[assignment]
+        if isinstance(section, dict) and isinstance(section.get(last), str):
+            section[last] = _relative_to(section[last], file.resolve().parent, is_robot=key == "robot")
     return document
 
 
@@ -337,7 +344,7 @@ def read_value(key: str, text: str) -> Any:
         value = text.strip() if text.strip().startswith("*") else yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"{key}: cannot read the value {text!r} as YAML") from None
-    if key in ("robot", "logs", "log_schema") and isinstance(value, str):
+    if key in PATHS and isinstance(value, str):
         return _relative_to(value, Path.cwd(), is_robot=key == "robot")
     return value
 

@@ -1,13 +1,11 @@
-"""The stages of the loop: identification, world model, fine-tuning, learning from recordings, adaptation.
+"""The stages of the loop: identification, world model, learning from recordings, adaptation.
 
 Each is a function of plain values that a notebook can call; `pipeline.run` strings them together.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +15,10 @@ import torch
 from sim2real.calibration import (
     Adaptation,
     Check,
-    FinetuneResult,
     OutsideForce,
     Posterior,
     adapt,
     check,
-    finetune_dynamics,
     identify,
     outside_forces,
     own_values,
@@ -41,8 +37,7 @@ from sim2real.evaluation import (
     mean_scores,
     score,
 )
-from sim2real.input_space import Seen, compare
-from sim2real.plant import Plant, repeated
+from sim2real.plant import Plant
 from sim2real.preparation import Setup, Shift
 from sim2real.randomization import ParameterSet
 from sim2real.recipe import LearnSection
@@ -57,7 +52,6 @@ from sim2real.world_model import (
     Stretches,
     fit,
     fit_to_recordings,
-    from_episodes,
     simulate,
 )
 
@@ -162,8 +156,10 @@ def simulator_predictor(
 
 def model_predictor(
     setup: Setup, model: EnsembleDynamics, values: Mapping[str, float], observation: Observation
-) -> EnsemblePredictor:
-    """Return a predictor that asks a world model, from an observer with the given parameters."""
+) -> Predictor:
+    """Return a predictor that asks a world model, from its own filter or from an observer with the given parameters."""
+    if model.encoder is not None:
+        return RecordingPredictor(model, setup.channels)
     late = [v for k, v in values.items() if k.startswith("execution.") and k.endswith((".delay", ".time_constant"))]
     return EnsemblePredictor(model, setup.plant, dict(values), observation, setup.channels, advance=float(sum(late)))
 
@@ -176,18 +172,33 @@ def excitation(setup: Setup, timestep: float) -> Excitation:
     return Excitation(limits, (wild.velocity,) * joints, (wild.position,) * joints, seen, wild.recorded)
 
 
-def simulated_stretches(setup: Setup, plant: Plant, draws: Mapping[str, Array], stage: str) -> Stretches:
+def simulated_stretches(
+    setup: Setup, config: EnsembleConfig, plant: Plant, draws: Mapping[str, Array], stage: str
+) -> Stretches:
     """Simulate training data for a world model: one draw of the parameters a member."""
     recipe = setup.recipe.model
     return simulate(
         plant,
         draws,
-        excitation(setup, recipe.timestep),
+        excitation(setup, config.timestep),
         stretches=recipe.stretches,
         steps=recipe.steps,
-        history=recipe.history,
-        timestep=recipe.timestep,
+        history=config.history,
+        timestep=config.timestep,
         rng=setup.rng(stage),
+    )
+
+
+def of_states(setup: Setup) -> EnsembleConfig:
+    """Return the architecture of the model that is pre-trained, which predicts from an observer's states."""
+    recipe = setup.recipe.model
+    return EnsembleConfig(
+        wraps=setup.plant.model.wraps,
+        actions=setup.plant.actions,
+        timestep=recipe.timestep,
+        history=recipe.history,
+        members=recipe.members,
+        hidden=recipe.hidden,
     )
 
 
@@ -203,17 +214,9 @@ def pretrain(
         covariance: (X, X) of the state estimates that predictions will start from.
         progress: called with a line now and then.
     """
-    recipe = setup.recipe.model
-    config = EnsembleConfig(
-        wraps=setup.plant.model.wraps,
-        actions=plant.actions,
-        timestep=recipe.timestep,
-        history=recipe.history,
-        members=recipe.members,
-        hidden=recipe.hidden,
-    )
+    recipe, config = setup.recipe.model, of_states(setup)
     progress("simulating")
-    data = simulated_stretches(setup, plant, draws, "pretrain")
+    data = simulated_stretches(setup, config, plant, draws, "pretrain")
     model = EnsembleDynamics(config, seed=setup.recipe.seed)
     fit(
         model,
@@ -226,54 +229,6 @@ def pretrain(
     )
     model.start_covariance.copy_(torch.as_tensor(covariance, dtype=torch.float32))
     return model
-
-
-def look_before_finetuning(setup: Setup) -> tuple[Stretches, list[Seen]]:
-    """Return the stretches that fine-tuning would learn from, and how much of what is simulated they see.
-
-    The simulations are of the nominal plant: nothing is identified or trained.
-
-    Raises:
-        LogError: no training recording says what was asked for, or none is long enough.
-    """
-    recipe, model, robot = setup.recipe.finetune, setup.recipe.model, setup.plant.model
-    real = from_episodes(
-        setup.recordings.commanded, setup.channels, steps=recipe.steps, history=model.history, timestep=model.timestep
-    )
-    simulated = simulated_stretches(setup, setup.plant, repeated(setup.plant.nominal(), 1), "look")
-    joints = [f"{n} [{u}, {u}/s]" for n, u in zip(robot.joint_names, robot.joint_units, strict=True)]
-    actuators = [f"{n} [{u}]" for n, u in zip(robot.actuator_names, robot.effort_units, strict=True)]
-    return real, compare(simulated, real, robot.wraps, joints, actuators)
-
-
-def finetune_stage(
-    setup: Setup, model: EnsembleDynamics, posterior: Posterior, observation: Observation, progress: Progress
-) -> FinetuneResult:
-    """Fine-tune the dynamics on the training recordings; the validation recordings decide whether it stays."""
-    recipe, config = setup.recipe.finetune, model.config
-    real = from_episodes(
-        setup.recordings.commanded, setup.channels, steps=recipe.steps, history=config.history, timestep=config.timestep
-    )
-    draws = posterior.sample(setup.rng("replay"), config.members)
-    replay = simulated_stretches(setup, setup.plant, draws, "replay") if recipe.replay_weight > 0 else None
-    found = finetune_dynamics(
-        model,
-        real,
-        answer=lambda m, q: model_predictor(setup, m, posterior.values, observation)(q),
-        held_out=validation(setup),
-        method=recipe.method,
-        replay=replay,
-        replay_weight=recipe.replay_weight,
-        anchor=recipe.anchor,
-        iterations=recipe.iterations,
-        rate=recipe.rate,
-        seed=setup.recipe.seed,
-        progress=progress,
-    )
-    found = replace(found, model=copy.deepcopy(found.model))  # recalibrated is not what came in
-    predictor = model_predictor(setup, found.model, posterior.values, observation)
-    recalibrate_model(found.model, predictor, validation(setup))
-    return found
 
 
 def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[str, EnsembleDynamics]:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from sim2real.cli import main
+from sim2real.world_model import EnsembleConfig, EnsembleDynamics
 
 ROOT = Path(__file__).resolve().parents[2]
 PENDULUM = ROOT / "recipes" / "pendulum.yaml"
@@ -110,6 +111,34 @@ def test_finetune_tells_before_and_after_and_what_was_forgotten(
     assert re.search(r"\n1 +[0-9.]+ +[0-9.]+ \([+-][0-9]+ %\)", done.stdout), done.stdout
     assert re.search(r"error on replayed simulations.*: [0-9.]+, now [0-9.]+", done.stdout), done.stdout
     assert re.search(r"fine-tuning \(anchored\) (accepted|refused): CRPS", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("name", ["finetuned", "rehearsed_model"])
+def test_a_saved_model_is_tuned_in_place_of_one_that_is_trained(
+    name: str, finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it starts from an observer or looks back, it is scored, drawn and controls as any other."""
+    (run,) = finished[0].glob("*/")
+    saved = f"finetune.model={run / 'model' / name}"
+    done = called("finetune", PENDULUM, *SMALL, saved, cwd=tmp_path, capsys=capsys)
+    assert done.returncode == 0, done.stderr
+    (new,) = (tmp_path / "runs").glob("*/")
+    weights = "model.safetensors"
+    assert (new / "model" / "pretrained" / weights).read_bytes() == (run / "model" / name / weights).read_bytes()
+    page = (new / "finetuning.html").read_text()
+    assert page.count("worst second</h3>") == 1
+    assert page.count('<script type="application/json" data-plot=') == 3  # scores, a typical window, the worst
+    assert called("control", PENDULUM, *SMALL, saved, cwd=tmp_path, capsys=capsys).returncode == 0
+
+
+def test_a_saved_model_of_another_robot_is_refused_before_anything_takes_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    EnsembleDynamics(EnsembleConfig((True, False), 1, 0.02, hidden=(4,))).save(tmp_path / "other")
+    for place, why in (("other", "of a robot with 2 joints, 1 of them turning freely"), ("none", "no model in")):
+        done = called("finetune", PENDULUM, *SMALL, f"finetune.model={place}", cwd=tmp_path, capsys=capsys)
+        _refused(done, 1, why)
+        assert not list(tmp_path.glob("runs/*/stages/identify.json"))
 
 
 def test_rounds_go_on_from_a_run_and_are_kept(
