@@ -66,6 +66,12 @@ class RobotModel:
         return tuple(bool(x) for x in hinge & (self.mj.jnt_limited == 0))
 
     @property
+    def joint_stops(self) -> tuple[tuple[float, float], ...]:
+        """The range of each joint [rad or m], infinite where it is not limited."""
+        ranges = np.where(self.mj.jnt_limited[:, None] != 0, self.mj.jnt_range, [-np.inf, np.inf])
+        return tuple((float(low), float(high)) for low, high in ranges)
+
+    @property
     def joint_units(self) -> tuple[str, ...]:
         return tuple("m" if slide else "rad" for slide in self._slides)
 

@@ -141,6 +141,8 @@ class LearnSection(Section):
     rate: float = Field(default=0.003, gt=0)
     rehearse: bool = True
     trust: float = Field(default=0.3, gt=0)
+    smoothness: float = Field(default=0.0, ge=0)
+    limits: float = Field(default=0.0, ge=0)
     distill: bool = False
 
 

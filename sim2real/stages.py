@@ -39,7 +39,7 @@ from sim2real.evaluation import (
 )
 from sim2real.plant import Plant
 from sim2real.preparation import Setup, Shift
-from sim2real.randomization import ParameterSet
+from sim2real.randomization import ParameterSet, RobotModel
 from sim2real.recipe import LearnSection
 from sim2real.run_directory import RunDirectory
 from sim2real.twin import Twin
@@ -48,6 +48,7 @@ from sim2real.world_model import (
     EnsembleConfig,
     EnsembleDynamics,
     Excitation,
+    PhysicsPriors,
     Rehearsal,
     Stretches,
     fit,
@@ -252,6 +253,9 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
     if recipe.rehearse:
         draws = posterior.sample(setup.rng("rehearsal"), recipe.members)
         kinds["rehearsed_model"] = Rehearsal(setup.plant, draws, excitation(setup, recipe.timestep))
+    model = setup.plant.model
+    stops = model.joint_stops if isinstance(model, RobotModel) else ()
+    physics = PhysicsPriors(limits=recipe.limits, stops=stops, smoothness=recipe.smoothness)
     models = {}
     for name, rehearsal in kinds.items():
         models[name] = fit_to_recordings(
@@ -260,6 +264,7 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
             setup.channels,
             rehearsal=rehearsal,
             trust=recipe.trust,
+            physics=physics,
             iterations=recipe.iterations,
             batch=recipe.batch,
             rate=recipe.rate,

@@ -3,6 +3,7 @@
 from sim2real.world_model.dataset import Stretches, from_episodes, simulate
 from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
 from sim2real.world_model.excitation import Driven, Excitation
+from sim2real.world_model.physics import PhysicsPriors
 from sim2real.world_model.recorded import fit_to_recordings
 from sim2real.world_model.rehearsal import Rehearsal
 from sim2real.world_model.training import fit, rollout_error
@@ -16,6 +17,7 @@ __all__ = [
     "EnsembleDynamics",
     "Excitation",
     "Foretold",
+    "PhysicsPriors",
     "Rehearsal",
     "Schedule",
     "Stretches",

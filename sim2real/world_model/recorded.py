@@ -17,6 +17,7 @@ from sim2real.estimation import Estimate
 from sim2real.kalman import KalmanFilter
 from sim2real.world_model.ensemble import EnsembleConfig, EnsembleDynamics
 from sim2real.world_model.network import gaussian_nll, input_scale
+from sim2real.world_model.physics import PhysicsPriors
 from sim2real.world_model.training import optimise
 from sim2real.world_model.windows import Recorded, before_start, causal_states, cut_window, window_starts
 
@@ -54,6 +55,7 @@ def fit_to_recordings(
     rehearsal: Lessons | None = None,
     trust: float = 0.3,
     recorded: float = 1.0,
+    physics: PhysicsPriors | None = None,
     iterations: int = 3000,
     batch: int = 64,
     rate: float = 3e-3,
@@ -76,6 +78,7 @@ def fit_to_recordings(
         trust: what such a window counts.
         recorded: what a recorded window counts; 0 to pre-train on the rehearsal alone, and take from the recordings
             only how noisy readings are, and how unsure a step is.
+        physics: penalties on all rollouts.
         iterations: of Adam, over all lengths.
         batch: windows a member in an iteration.
         rate: peak learning rate.
@@ -117,8 +120,11 @@ def fit_to_recordings(
             w = Recorded(*(torch.cat([getattr(p, f.name) for p in drawn], 1) for f in fields(Recorded)))
             commands = w.commands[:, :, : history - 1 + steps]
             start = encoder(w.state, w.past, commands[:, :, : history - 1], dt)
-            left = torch.split(model.rollout(start, commands)[..., :d] - w.positions[:, :, :steps], batch, 1)
+            path = model.rollout(start, commands)
+            left = torch.split(path[..., :d] - w.positions[:, :, :steps], batch, 1)
             total = 1e-3 * _size(start, d)
+            if physics is not None:
+                total = total + physics(start, path, model.target_scale[:d], dt)
             for error, scale, (_data, weight) in zip(left, scales, sources, strict=True):
                 error = error / scale[:steps]
                 total = total + 30 * weight * torch.nn.functional.huber_loss(error, torch.zeros_like(error))
