@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,29 @@ import torch
 from sim2real.control import Run, closed_loop
 from sim2real.episodes import Array
 from sim2real.estimation import ModelObserver, Observation, StateEstimator
-from sim2real.planning import MPPI, Damping, Policy, Upright, upright_reward
+from sim2real.planning import (
+    ICEM,
+    MPPI,
+    Damping,
+    GradientShooting,
+    Planner,
+    Policy,
+    PredictiveSampling,
+    Upright,
+    upright_reward,
+)
 from sim2real.plant import Plant, repeated
 from sim2real.preparation import Setup
+from sim2real.recipe import ControlSection
 from sim2real.world_model import EnsembleDynamics
 
 Progress = Callable[[str], None]
+PLANNERS: dict[str, Callable[..., Planner]] = {
+    "mppi": MPPI,
+    "icem": ICEM,
+    "predictive_sampling": PredictiveSampling,
+    "gradient": GradientShooting,
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,16 @@ class Controller:
     model: EnsembleDynamics | None
     plant: Plant
     values: dict[str, float]
+
+
+def planner(recipe: ControlSection, model: EnsembleDynamics, limit: Array, seed: int) -> Planner:
+    """Return the planner that a recipe asks for, on a model."""
+    given: dict[str, Any] = {"horizon": recipe.horizon, "deadline": recipe.deadline, "seed": seed}
+    chosen = {name: getattr(recipe, name) for name in ("candidates", "iterations", "noise", "risk")}
+    given |= {name: value for name, value in chosen.items() if value is not None}
+    if recipe.planner == "mppi":
+        given["temperature"] = recipe.temperature
+    return PLANNERS[recipe.planner](model, Upright(target=recipe.target), limit, **given)
 
 
 def start_positions(setup: Setup) -> Array:
@@ -54,17 +82,7 @@ def control_stage(
             policy = Damping(recipe.fallback_gain, limit)
         else:
             lookback, history, period = model.config.lookback, model.config.history, model.config.timestep
-            policy = MPPI(
-                model,
-                Upright(target=recipe.target),
-                limit,
-                horizon=recipe.horizon,
-                candidates=recipe.candidates,
-                iterations=recipe.iterations,
-                noise=recipe.noise,
-                temperature=recipe.temperature,
-                seed=setup.recipe.seed,
-            )
+            policy = planner(recipe, model, limit, setup.recipe.seed)
         observer: StateEstimator
         if model is not None and model.encoder is not None:
             observer = model.encoder.estimator()

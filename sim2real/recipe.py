@@ -165,15 +165,18 @@ class DaggerSection(Section):
 
 
 class ControlSection(Section):
-    """The controller, and how it is tried on the twin."""
+    """The controller, and how it is tried on the twin; what is not given is the planner's own default."""
 
     limit: float = Field(gt=0)
     target: float = 3.141592653589793
+    planner: Literal["mppi", "icem", "predictive_sampling", "gradient"] = "mppi"
     horizon: float = Field(default=1.0, gt=0)
-    candidates: int = Field(default=200, ge=10)
-    iterations: int = Field(default=1, ge=1)
-    noise: float = Field(default=0.6, gt=0)
+    candidates: int | None = Field(default=None, ge=10)
+    iterations: int | None = Field(default=None, ge=1)
+    noise: float | None = Field(default=None, gt=0)
     temperature: float = Field(default=0.1, gt=0)
+    risk: Literal["turns", "mean", "worst", "cvar"] | None = None
+    deadline: float | None = Field(default=None, gt=0)
     fallback_gain: float = Field(default=0.2, ge=0)
     seconds: float = Field(default=6.0, gt=0)
     starts: int = Field(default=10, ge=1)

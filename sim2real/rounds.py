@@ -16,10 +16,10 @@ import numpy as np
 from sim2real.calibration import Posterior
 from sim2real.calibration.evidence import OfReadings
 from sim2real.control import closed_loop
-from sim2real.controllers import returns, start_positions
+from sim2real.controllers import planner, returns, start_positions
 from sim2real.dagger import Round, dagger, latest
 from sim2real.errors import RecipeError
-from sim2real.planning import MPPI, Damping, Policy, Upright
+from sim2real.planning import Damping, Planner, Policy
 from sim2real.preparation import Setup, prepare
 from sim2real.recipe import Recipe
 from sim2real.run_directory import write_json
@@ -74,15 +74,11 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
     limit = np.full(setup.plant.actions, recipe.control.limit)
     fallback = Damping(recipe.control.fallback_gain, limit)
 
-    def planner(of: EnsembleDynamics) -> MPPI:
-        control = recipe.control
-        return MPPI(
-            of, Upright(target=control.target), limit, horizon=control.horizon, candidates=control.candidates,
-            iterations=control.iterations, noise=control.noise, temperature=control.temperature, seed=recipe.seed,
-        )  # fmt: skip
+    def of_model(model: EnsembleDynamics) -> Planner:
+        return planner(recipe.control, model, limit, recipe.seed)
 
     rounds = dagger(
-        robot(setup), model, planner, fallback, setup.channels, directory,
+        robot(setup), model, of_model, fallback, setup.channels, directory,
         names=settings.names, rounds=settings.rounds, seconds=settings.seconds, episode=settings.episode,
         shares=settings.shares, segment=settings.segment, clock=settings.clock, method=settings.method,
         replay=replay, patience=settings.patience, seed=recipe.seed, progress=progress,
@@ -93,8 +89,8 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
         after = latest(directory)
         rivals: dict[str, tuple[Policy, EnsembleDynamics]] = {
             "fallback": (fallback, model),
-            "before": (planner(model), model),
-            "after": (planner(after), after),
+            "before": (of_model(model), model),
+            "after": (of_model(after), after),
         }
         for rival, (policy, of) in rivals.items():
             progress(f"swinging up: {rival}")

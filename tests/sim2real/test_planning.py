@@ -146,7 +146,8 @@ def test_every_member_judges_its_share() -> None:
     torn, sure = (
         MPPI(integrator(gains=gains), Quadratic(effort=0.5), LIMIT, **settings) for gains in ((1.0, -1.0), (1.0, 1.0))
     )
-    assert torn.each == 200
+    assert torn.candidates == sure.candidates == 400
+    assert MPPI(integrator(), Quadratic(), LIMIT, candidates=401).candidates == 402
     assert sure.act(estimate([0.5, 0.4]), 0.0)[0, 0] < -0.5
     assert abs(torn.act(estimate([0.5, 0.4]), 0.0)[0, 0]) < 0.25
 

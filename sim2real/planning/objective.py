@@ -1,0 +1,68 @@
+"""What a plan costs: the cost of where it leads, the value of where it ends, and what its members' doubts weigh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from sim2real.errors import ModelError
+from sim2real.planning.costs import Cost
+from sim2real.planning.foresight import Foresight, Outlook
+
+Risk = Literal["turns", "mean", "worst", "cvar"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The cost of plans, a mean over steps.
+
+    Attributes:
+        foresight: where plans lead.
+        cost: of states and commands.
+        value: of the states (..., X) that plans end in: what is still to be paid from there, as a sum of costs a step.
+        risk: `turns`: every plan is judged by one member, members taking turns, which costs least. Otherwise every
+            member judges every plan, and what counts is their `mean`, the `worst`, or the mean of the worst `tail`
+            (conditional value at risk).
+        tail: share of the members whose mean is the conditional value at risk.
+
+    Raises:
+        ModelError: no such risk, or a tail outside 0 to 1.
+    """
+
+    foresight: Foresight
+    cost: Cost
+    value: Callable[[Tensor], Tensor] | None = None
+    risk: Risk = "turns"
+    tail: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.risk not in get_args(Risk):
+            raise ModelError(f"expected a risk of {', '.join(get_args(Risk))}, found {self.risk!r}")
+        if not 0 < self.tail <= 1:
+            raise ModelError(f"expected a tail above 0 and up to 1, found {self.tail:g}")
+
+    def rounded(self, candidates: int) -> int:
+        """Return how many candidates are judged when so many are asked for: as many by each member."""
+        members = self.foresight.members if self.risk == "turns" else 1
+        return -(-candidates // members) * members
+
+    def __call__(self, outlook: Outlook, plans: Tensor) -> Tensor:
+        """Return the cost of plans (C, n, T, A): (C, n)."""
+        members = self.foresight.members
+        turns = self.risk == "turns"
+        asked = plans.unflatten(0, (members, -1)) if turns else plans.expand(members, *plans.shape)
+        states = outlook.follow(asked)
+        total = self.cost(states, asked).sum(-1)
+        if self.value is not None:
+            total = total + self.value(states[..., -1, :])
+        total = total / plans.shape[-2]
+        if turns:
+            return total.flatten(0, 1)
+        if self.risk == "mean":
+            return total.mean(0)
+        worst = 1 if self.risk == "worst" else max(math.ceil(self.tail * members), 1)
+        return total.sort(0, descending=True).values[:worst].mean(0)
