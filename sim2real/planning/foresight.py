@@ -88,7 +88,7 @@ class _FromState:
         start = self.start[:, None].expand(members, many, n, -1).reshape(members, many * n, -1)
         sent = self.sent.expand(members, many, *self.sent.shape).reshape(members, many * n, *self.sent.shape[1:])
         path = self.model.rollout(start, torch.cat([sent, plans.reshape(members, many * n, steps, actions)], 2))
-        return path[..., : 2 * self.model.config.joints].unflatten(1, (many, n))
+        return path[..., : 2 * self.model.config.joints].reshape(members, many, n, steps, -1)
 
 
 class OfObservations:
@@ -120,7 +120,7 @@ class _FromObservation:
         for k in range(steps):
             state, _ = self.model.step(state, sent[:, :, k])
             path.append(state)
-        return torch.stack(path, -2).unflatten(1, (many, n))
+        return torch.stack(path, -2).reshape(members, many, n, steps, -1)
 
 
 class OfSimulator:

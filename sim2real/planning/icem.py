@@ -48,7 +48,7 @@ class ICEM(Planner):
         **settings: Any,
     ) -> None:
         self.noise, self.colour, self.momentum, self.shrink = noise, colour, momentum, shrink
-        super().__init__(model, cost, limit, **({"iterations": 3} | settings))
+        super().__init__(model, cost, limit, **{"iterations": 3, **settings})
         self.elites = max(round(elites * self.candidates), 2)
         self.kept = max(round(kept * self.elites), 1)
 

@@ -54,7 +54,7 @@ class Objective:
         """Return the cost of plans (C, n, T, A): (C, n)."""
         members = self.foresight.members
         turns = self.risk == "turns"
-        asked = plans.unflatten(0, (members, -1)) if turns else plans.expand(members, *plans.shape)
+        asked = plans.reshape(members, -1, *plans.shape[1:]) if turns else plans.expand(members, *plans.shape)
         states = outlook.follow(asked)
         total = self.cost(states, asked).sum(-1)
         if self.value is not None:

@@ -161,5 +161,5 @@ def coloured(shape: tuple[int, ...], exponent: float, generator: torch.Generator
     real[..., alone] *= 2**0.5
     weight = amplitude.square()
     weight[alone] *= 0.5
-    out = torch.fft.irfft(torch.complex(real, imaginary), n=steps)
+    out: Tensor = torch.fft.irfft(torch.complex(real, imaginary), n=steps)
     return out * steps / (2 * weight.sum().sqrt())

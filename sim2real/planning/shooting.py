@@ -38,14 +38,14 @@ class PredictiveSampling(Planner):
         knots: int = 6,
         **settings: Any,
     ) -> None:
-        super().__init__(model, cost, limit, **({"candidates": 30} | settings))
+        super().__init__(model, cost, limit, **{"candidates": 30, **settings})
         self.noise, self.knots = noise, knots
 
     def improve(self, plan: Tensor, judge: Judge, iteration: int) -> Tensor:
         n, actions = len(plan), len(self.limit)
         white = torch.randn(self.candidates, n * actions, self.knots, generator=self.generator)
         between = torch.nn.functional.interpolate(white, self.steps, mode="linear", align_corners=True)
-        noise = between.unflatten(1, (n, actions)).transpose(-1, -2) * (self.noise * self.limit)
+        noise = between.reshape(-1, n, actions, self.steps).transpose(-1, -2) * (self.noise * self.limit)
         noise[0] = 0.0
         candidates = self.clipped(plan + noise)
         best = finite_costs(judge(candidates)).argmin(0)
@@ -76,7 +76,7 @@ class GradientShooting(Planner):
         rate: float = 0.1,
         **settings: Any,
     ) -> None:
-        super().__init__(model, cost, limit, **({"candidates": 10, "iterations": 10, "risk": "mean"} | settings))
+        super().__init__(model, cost, limit, **{"candidates": 10, "iterations": 10, "risk": "mean", **settings})
         if not self.objective.foresight.differentiable:
             raise ModelError("gradient shooting needs a differentiable model; plan on a simulator by sampling")
         self.noise, self.rate = noise, rate
