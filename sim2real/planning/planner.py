@@ -162,4 +162,5 @@ def coloured(shape: tuple[int, ...], exponent: float, generator: torch.Generator
     weight = amplitude.square()
     weight[alone] *= 0.5
     out: Tensor = torch.fft.irfft(torch.complex(real, imaginary), n=steps)
-    return out * steps / (2 * weight.sum().sqrt())
+    scaled: Tensor = out * steps / (2 * weight.sum().sqrt())
+    return scaled
