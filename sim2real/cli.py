@@ -316,6 +316,9 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
         found = result("control")
         for name, value in found.get("returns", {}).items():
             console.print(f"{name:>9}: mean uprightness {value:.3f} (0 hangs, 1 stands)")
+        for name, reasons in found.get("safety", {}).items():
+            told = ", ".join(f"{reason} {many}" for reason, many in reasons.items()) or "never"
+            console.print(f"{name:>9}: the safety filter stepped in: {told}")
         if "not_applicable" in found:
             console.print(f"not applicable: {_plain(found['not_applicable'])}")
     else:

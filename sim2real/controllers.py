@@ -12,6 +12,7 @@ import torch
 
 from sim2real.control import Run, closed_loop
 from sim2real.episodes import Array
+from sim2real.errors import RecipeError
 from sim2real.estimation import ModelObserver, Observation, StateEstimator
 from sim2real.planning import (
     ICEM,
@@ -26,7 +27,9 @@ from sim2real.planning import (
 )
 from sim2real.plant import Plant, repeated
 from sim2real.preparation import Setup
+from sim2real.randomization import RobotModel
 from sim2real.recipe import ControlSection
+from sim2real.safety import Limits, SafetyFilter
 from sim2real.world_model import EnsembleDynamics
 
 Progress = Callable[[str], None]
@@ -57,6 +60,23 @@ def planner(recipe: ControlSection, model: EnsembleDynamics, limit: Array, seed:
     return PLANNERS[recipe.planner](model, Upright(target=recipe.target), limit, **given)
 
 
+def guarded(setup: Setup, policy: Policy, period: float) -> Policy:
+    """Return a policy behind the safety filter that the recipe asks for, if it does.
+
+    Raises:
+        ModelError: the limits make no sense, or the robot cannot keep them.
+        RecipeError: the robot is a function, whose dynamics cannot be asked for.
+    """
+    recipe, robot = setup.recipe.control, setup.plant.model
+    if recipe.safety is None:
+        return policy
+    if not isinstance(robot, RobotModel):
+        raise RecipeError(f"control.safety needs a robot file; {robot.name} is a function")
+    told = recipe.safety
+    limits = Limits([recipe.limit] * setup.plant.actions, told.position, told.velocity, told.rate)
+    return SafetyFilter(policy, limits, robot, period, told.margin)
+
+
 def start_positions(setup: Setup) -> Array:
     """Return the states (n, X), near hanging at rest, that every controller starts from."""
     dof, n = setup.plant.degrees_of_freedom, setup.recipe.control.starts
@@ -67,13 +87,13 @@ def start_positions(setup: Setup) -> Array:
 
 def control_stage(
     setup: Setup, controllers: Mapping[str, Controller], observation: Observation, progress: Progress
-) -> dict[str, Run]:
-    """Let each controller swing up the same twins from the same starts."""
+) -> tuple[dict[str, Run], dict[str, dict[str, int]]]:
+    """Let each controller swing up the same twins from the same starts; say how often a safety filter stepped in."""
     assert setup.twin is not None
     recipe, twin = setup.recipe.control, setup.twin
     n, starts = recipe.starts, start_positions(setup)
     limit = np.full(twin.plant.actions, recipe.limit)
-    runs = {}
+    runs, interventions = {}, {}
     for name, controller in controllers.items():
         policy: Policy
         model = controller.model
@@ -83,6 +103,7 @@ def control_stage(
         else:
             lookback, history, period = model.config.lookback, model.config.history, model.config.timestep
             policy = planner(recipe, model, limit, setup.recipe.seed)
+        policy = guarded(setup, policy, period)
         observer: StateEstimator
         if model is not None and model.encoder is not None:
             observer = model.encoder.estimator()
@@ -100,7 +121,9 @@ def control_stage(
             lookback=lookback,
             progress=lambda share, name=name: progress(f"{name}: {100 * share:.0f} %"),  # type: ignore[misc]
         )
-    return runs
+        if isinstance(policy, SafetyFilter):
+            interventions[name] = policy.interventions
+    return runs, interventions
 
 
 def returns(run: Run, joints: int, target: float) -> Array:

@@ -83,6 +83,7 @@ def dagger(
     segment: float = 0.5,
     clock: Literal["simulated", "wall"] = "simulated",
     method: Method | Literal["auto"] = "anchored",
+    guard: Callable[[Policy], Policy] = lambda policy: policy,
     replay: OfReadings | Callable[[Sequence[Episode]], OfReadings] | None = None,
     patience: int = 2,
     seed: int = 0,
@@ -110,6 +111,7 @@ def dagger(
         segment: for how long either of them is in command [s].
         clock: of the recordings; `wall` for hardware, whose steps are never quite alike.
         method: of `tune_dynamics`.
+        guard: puts a safety filter, or what else is to stand between, around what is in command.
         replay: simulated windows that are mixed in; or what makes them of all recordings to learn from so far, such as
             those of a simulator that is identified on them. It should do the same for the same recordings.
         patience: stop after so many rounds that each lowered the error by less than 5 %.
@@ -149,7 +151,7 @@ def dagger(
         _of_one_model(folder / "begun.json", parent)
         progress(f"round {number}: recording")
         policy = planner(copy.deepcopy(current))
-        runner.record(policy, fallback, current, folder / "logs", share, seed + 1000 * number)
+        runner.record(policy, fallback, current, folder / "logs", share, seed + 1000 * number, guard)
         train, held = _split(place, number)
         progress(f"round {number}: tuning on {sum(e.duration for e in train):.3g} s")
         asked = [Questions.of(e, channels) for e in held]

@@ -31,6 +31,10 @@ class ParameterError(Sim2RealError, ValueError):
     """A parameter that does not exist, cannot be parsed, or did not take effect."""
 
 
+class SafetyError(Sim2RealError):
+    """A robot was stopped, and has to be looked at before it goes on."""
+
+
 class NonFiniteError(Sim2RealError, ArithmeticError):
     """A simulator, an estimator or a model that returned NaN or infinity."""
 

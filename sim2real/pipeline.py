@@ -299,7 +299,7 @@ class StagedRun:
             model = stages.pretrain(setup, plant, members, covariance, self.watch.say)
             model.save(self.path / "model" / name)
             contestants[name] = controllers.Controller(self.model(name), plant, values)
-        runs = controllers.control_stage(setup, contestants, observation, self.watch.say)
+        runs, stepped_in = controllers.control_stage(setup, contestants, observation, self.watch.say)
         controllers.save_runs(runs, self.path / "closed_loop.npz")
         target, joints = setup.recipe.control.target, setup.plant.degrees_of_freedom
         each = {name: controllers.returns(r, joints, target) for name, r in runs.items()}
@@ -307,6 +307,7 @@ class StagedRun:
             "returns": {name: float(v.mean()) for name, v in each.items()},
             "each": {name: v.tolist() for name, v in each.items()},
             "milliseconds": {name: float(np.median(r.milliseconds)) for name, r in runs.items()},
+            "safety": stepped_in,
         }
 
     def identification_report(self) -> None:

@@ -164,6 +164,15 @@ class DaggerSection(Section):
     patience: int = Field(default=2, ge=1)
 
 
+class SafetySection(Section):
+    """Hard limits of the driven joints, in their order; see `Limits`. Efforts are those of `control.limit`."""
+
+    position: list[tuple[float, float]] = []
+    velocity: list[float] = []
+    rate: list[float] = []
+    margin: float = Field(default=0.2, ge=0, lt=1)
+
+
 class ControlSection(Section):
     """The controller, and how it is tried on the twin; what is not given is the planner's own default."""
 
@@ -177,6 +186,7 @@ class ControlSection(Section):
     temperature: float = Field(default=0.1, gt=0)
     risk: Literal["turns", "mean", "worst", "cvar"] | None = None
     deadline: float | None = Field(default=None, gt=0)
+    safety: SafetySection | None = None
     fallback_gain: float = Field(default=0.2, ge=0)
     seconds: float = Field(default=6.0, gt=0)
     starts: int = Field(default=10, ge=1)

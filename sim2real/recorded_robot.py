@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,15 @@ import gymnasium as gym
 import numpy as np
 
 from sim2real.control import Tracker
-from sim2real.errors import LogError, ModelError, NonFiniteError, ParameterError
+from sim2real.episodes import Array
+from sim2real.errors import LogError, ModelError, NonFiniteError, ParameterError, SafetyError
+from sim2real.estimation import Estimate
 from sim2real.evaluation import HORIZONS
 from sim2real.logs import read_logs
 from sim2real.logs.record import RecordEpisodes
 from sim2real.planning import Policy
 from sim2real.randomization.env_parameters import control_period
+from sim2real.safety import SafetyFilter
 from sim2real.world_model import EnsembleDynamics
 from sim2real.world_model.windows import WARMUP, before_start
 
@@ -86,7 +89,14 @@ class RecordedRobot:
             raise LogError("the robot does not say what it observes; give `names`, one for each number") from None
 
     def record(
-        self, policy: Policy, fallback: Policy, model: EnsembleDynamics, folder: Path, share: float, seed: int
+        self,
+        policy: Policy,
+        fallback: Policy,
+        model: EnsembleDynamics,
+        folder: Path,
+        share: float,
+        seed: int,
+        guard: Callable[[Policy], Policy] = lambda mixed: mixed,
     ) -> None:
         """Record episodes until they last so long together; those that are there count.
 
@@ -97,6 +107,10 @@ class RecordedRobot:
             folder: of the episodes.
             share: of the segments.
             seed: of starts and shares.
+            guard: what stands between both and the robot.
+
+        Raises:
+            SafetyError: the emergency stop of a safety filter is latched; the episode is kept.
         """
         assert model.encoder is not None
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,32 +125,27 @@ class RecordedRobot:
             history=config.history, actions=config.actions, lookback=config.lookback,
         )  # fmt: skip
         columns = [observed.index(c) for c in self.channels]
+        mixed = Turns(policy, fallback, share, max(round(self.segment / config.timestep), 1))
+        sent = guard(mixed)
         while _seconds(folder) < self.seconds - 0.5 * config.timestep:
             rng = np.random.default_rng([seed, len(list(folder.glob("episode_*.parquet")))])
             tracker.reset()
-            policy.reset()
-            fallback.reset()
-            self._episode(recorder, tracker, policy, fallback, columns, share, rng)
+            sent.reset()
+            mixed.rng = rng
+            self._episode(recorder, tracker, sent, columns, int(rng.integers(2**31)))
+            stopped = sent.stopped if isinstance(sent, SafetyFilter) else None
+            if stopped is not None:
+                raise SafetyError(f"the robot was stopped: {stopped}; mend it, and go on with the same command")
 
     def _episode(
-        self,
-        recorder: RecordEpisodes,
-        tracker: Tracker,
-        policy: Policy,
-        fallback: Policy,
-        columns: Sequence[int],
-        share: float,
-        rng: np.random.Generator,
+        self, recorder: RecordEpisodes, tracker: Tracker, policy: Policy, columns: Sequence[int], seed: int
     ) -> None:
         space, dt = self.env.action_space, tracker.period
         assert isinstance(space, gym.spaces.Box)
-        observation, _ = recorder.reset(seed=int(rng.integers(2**31)))
-        turn, safe = max(round(self.segment / dt), 1), False
+        observation, _ = recorder.reset(seed=seed)
         for k in range(round(self.episode / dt)):
-            if k % turn == 0:
-                safe = bool(rng.uniform() < share)
             estimate = tracker.read(np.asarray(observation, float)[None, columns])
-            command = (fallback if safe else policy).act(estimate, k * dt)
+            command = policy.act(estimate, k * dt)
             if not np.isfinite(command).all():
                 raise NonFiniteError(f"a command that is not finite after {k * dt:.2f} s; it was not sent")
             command = np.clip(command, space.low, space.high)
@@ -145,6 +154,35 @@ class RecordedRobot:
             if terminated or truncated:
                 break
         recorder.end()
+
+
+class Turns:
+    """A policy and its fallback that take turns in command: a `Policy`.
+
+    Args:
+        policy: mostly in command.
+        fallback: in this share of the segments.
+        share: of the segments.
+        steps: of a segment.
+
+    Attributes:
+        rng: that decides whose turn it is.
+    """
+
+    def __init__(self, policy: Policy, fallback: Policy, share: float, steps: int) -> None:
+        self.policy, self.fallback, self.share, self.steps = policy, fallback, share, steps
+        self.rng, self._calls, self._now = np.random.default_rng(0), 0, policy
+
+    def reset(self) -> None:
+        self.policy.reset()
+        self.fallback.reset()
+        self._calls = 0
+
+    def act(self, estimate: Estimate, t: float) -> Array:
+        if self._calls % self.steps == 0:
+            self._now = self.fallback if self.rng.uniform() < self.share else self.policy
+        self._calls += 1
+        return self._now.act(estimate, t)
 
 
 def _seconds(folder: Path) -> float:

@@ -16,10 +16,10 @@ import numpy as np
 from sim2real.calibration import Posterior
 from sim2real.calibration.evidence import OfReadings
 from sim2real.control import closed_loop
-from sim2real.controllers import planner, returns, start_positions
+from sim2real.controllers import guarded, planner, returns, start_positions
 from sim2real.dagger import Round, dagger, latest
 from sim2real.errors import RecipeError
-from sim2real.planning import Damping, Planner, Policy
+from sim2real.planning import Damping, Policy
 from sim2real.preparation import Setup, prepare
 from sim2real.recipe import Recipe
 from sim2real.run_directory import write_json
@@ -74,14 +74,17 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
     limit = np.full(setup.plant.actions, recipe.control.limit)
     fallback = Damping(recipe.control.fallback_gain, limit)
 
-    def of_model(model: EnsembleDynamics) -> Planner:
+    def of_model(model: EnsembleDynamics) -> Policy:
         return planner(recipe.control, model, limit, recipe.seed)
+
+    def behind_a_filter(policy: Policy) -> Policy:
+        return guarded(setup, policy, model.config.timestep)
 
     rounds = dagger(
         robot(setup), model, of_model, fallback, setup.channels, directory,
         names=settings.names, rounds=settings.rounds, seconds=settings.seconds, episode=settings.episode,
         shares=settings.shares, segment=settings.segment, clock=settings.clock, method=settings.method,
-        replay=replay, patience=settings.patience, seed=recipe.seed, progress=progress,
+        guard=behind_a_filter, replay=replay, patience=settings.patience, seed=recipe.seed, progress=progress,
         iterations=settings.iterations, anchor=settings.anchor, rate=settings.rate,
     )  # fmt: skip
     found: dict[str, float] = {}
@@ -94,7 +97,7 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
         }
         for rival, (policy, of) in rivals.items():
             progress(f"swinging up: {rival}")
-            found[rival] = uprightness(setup, policy, of)
+            found[rival] = uprightness(setup, behind_a_filter(policy), of)
     write_json(directory / "rounds.json", {"rounds": [asdict(r) for r in rounds], "returns": found})
     return Rounds(directory, rounds, found)
 

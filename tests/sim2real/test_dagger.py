@@ -15,13 +15,14 @@ from gymnasium.utils.env_checker import check_env
 from sim2real.adapters import Chain, Noise
 from sim2real.dagger import dagger, finished, latest, roll_back
 from sim2real.episodes import Array
-from sim2real.errors import LogError, ModelError
+from sim2real.errors import LogError, ModelError, SafetyError
 from sim2real.estimation import Estimate
 from sim2real.evaluation import Questions, RecordingPredictor
 from sim2real.logs import read_logs
 from sim2real.planning import Damping, Policy
 from sim2real.plant import Plant, repeated
 from sim2real.randomization import RobotModel
+from sim2real.safety import Limits, SafetyFilter
 from sim2real.twin import Twin, excite
 from sim2real.twin_env import TwinEnv
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics, Excitation, Rehearsal, fit_to_recordings
@@ -241,3 +242,27 @@ def test_rounds_that_bring_nothing_are_the_last(
     )  # fmt: skip
     assert len(found) < 4
     assert any("stopped: the last 1 rounds lowered the error by less than 5%" in line for line in said)
+
+
+def test_a_filter_stands_around_whatever_is_in_command_and_its_stop_ends_the_call(
+    plant: Plant, model: EnsembleDynamics, tmp_path: Path
+) -> None:
+    made: list[SafetyFilter] = []
+
+    def guard(policy: Policy) -> Policy:
+        limits = Limits([8.0], velocity=[30.0], rate=[30.0])
+        made.append(SafetyFilter(policy, limits, RobotModel("pendulum"), DT))
+        if len(made) == 1:
+            made[0].stop("the button was pressed")
+        return made[-1]
+
+    with pytest.raises(SafetyError, match="the robot was stopped: the button was pressed"):
+        go(plant, model, tmp_path, rounds=1, guard=guard)
+    assert len(read_logs(tmp_path / "round-01" / "logs")) == 1
+    go(plant, model, tmp_path, rounds=1, guard=guard)
+    episodes = read_logs(tmp_path / "round-01" / "logs")
+    assert len(episodes) == 4
+    assert made[1].stopped is None
+    assert made[1].interventions["rate"] > 10
+    for e in episodes[1:]:
+        assert np.abs(np.diff(e.actions, axis=0)).max() <= 30.0 * DT + 1e-6

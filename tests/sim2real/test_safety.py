@@ -1,0 +1,212 @@
+"""The safety filter: limits hold whatever is asked for, and nothing that breaks reaches the robot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim2real import safety
+from sim2real.episodes import Array
+from sim2real.errors import ModelError
+from sim2real.estimation import Estimate
+from sim2real.plant import Plant
+from sim2real.randomization import RobotModel
+from sim2real.safety import Limits, SafetyFilter, viable
+
+PERIOD = 0.02
+LIMITS = {
+    "pendulum": Limits([8.0], [(-1.5, 1.5)], [6.0]),
+    "cartpole": Limits([20.0], [(-1.0, 1.0)], [2.0]),
+    "two_link_arm": Limits([10.0, 10.0], [(-1.5, 1.5), (-2.0, 2.0)], [2.0, 2.0]),
+}
+MASSES = {
+    "pendulum": ["dynamics.payload.mass"],
+    "cartpole": ["dynamics.cart.mass", "dynamics.pole.mass"],
+    "two_link_arm": ["dynamics.upper.mass", "dynamics.lower.mass"],
+}
+
+
+@dataclass
+class Pushes:
+    """Holds efforts, half as much again as may be, to one side or the other."""
+
+    effort: Array
+    seed: int = 0
+
+    def reset(self) -> None:
+        self.rng, self.calls = np.random.default_rng(self.seed), 0
+
+    def act(self, estimate: Estimate, t: float) -> Array:
+        if self.calls % 15 == 0:
+            self.level = self.rng.choice([-1.5, -1.0, 0.3, 1.0, 1.5], (len(estimate.state), len(self.effort)))
+        self.calls += 1
+        return np.asarray(self.level * self.effort)
+
+
+def at(state: Any) -> Estimate:
+    rows = np.atleast_2d(np.asarray(state, float))
+    return Estimate(rows, np.zeros((len(rows), 1, 1)))
+
+
+def beyond(name: str, guard: SafetyFilter, plants: int = 20, steps: int = 120) -> tuple[float, float]:
+    """Return how far joints of robots with other masses get beyond their stops and their velocities."""
+    robot, limits = RobotModel(name), LIMITS[name]
+    plant, rng, joints = Plant(robot, timestep=0.002, threads=1), np.random.default_rng(1), robot.mj.nv
+    low, high = np.asarray(limits.position, float).T
+    states = np.concatenate([rng.uniform(-1, 1, (plants, joints)), rng.normal(size=(plants, joints))], 1)
+    states = states[viable(guard, states)]
+    assert len(states) > plants // 2
+    masses = {m: plant.nominal()[m] * rng.uniform(0.8, 1.2, len(states)) for m in MASSES[name]}
+    running = plant.start(len(states), masses)
+    running.reset(states)
+    stops, speeds = [], []
+    for k in range(steps):
+        sent = guard.act(Estimate(running.state(), np.zeros((len(states), 1, 1))), k * PERIOD)
+        assert (np.abs(sent) <= limits.effort).all()
+        path = running.step(np.repeat(sent[:, None], 10, 1))
+        q, v = path[..., robot.driven], path[..., joints + robot.driven]
+        stops.append(float(np.maximum(q - high, low - q).max()))
+        speeds.append(float((np.abs(v) - limits.velocity).max()))
+    return max(stops), max(speeds)
+
+
+@pytest.mark.parametrize("name", list(LIMITS))
+def test_no_limit_is_left_with_masses_that_are_a_fifth_off(name: str) -> None:
+    guard = SafetyFilter(Pushes(np.asarray(LIMITS[name].effort)), LIMITS[name], RobotModel(name), PERIOD)
+    stops, speeds = beyond(name, guard)
+    assert stops <= 0
+    assert speeds <= 0
+    assert guard.stopped is None
+    assert guard.interventions["braking"] > 100
+
+
+def test_without_the_braking_distance_stops_are_run_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SafetyFilter, "_can_stop", lambda *_: True)
+    guard = SafetyFilter(Pushes(np.array([8.0])), LIMITS["pendulum"], RobotModel("pendulum"), PERIOD)
+    stops, speeds = beyond("pendulum", guard)
+    assert stops > 0.1
+    assert speeds > 0.1
+
+
+def test_what_is_safe_passes_untouched_and_rates_are_clipped() -> None:
+    class Asks:
+        def reset(self) -> None: ...
+
+        def act(self, estimate: Estimate, t: float) -> Array:
+            return np.full((1, 1), 3.0)
+
+    guard = SafetyFilter(Asks(), LIMITS["pendulum"], RobotModel("pendulum"), PERIOD)
+    assert guard.act(at([0.1, 0.2]), 0.0) == 3.0
+    assert guard.interventions == {}
+    slow = SafetyFilter(Asks(), replace(LIMITS["pendulum"], rate=[50.0]), RobotModel("pendulum"), PERIOD)
+    sent = [float(slow.act(at([0.1, 0.2 + k / 100]), k * PERIOD)[0, 0]) for k in range(4)]
+    np.testing.assert_allclose(sent, [1.0, 2.0, 3.0, 3.0])
+    assert slow.interventions == {"rate": 2}
+
+
+def test_near_a_stop_a_joint_may_only_brake_and_may_go_away() -> None:
+    class Asks:
+        side = 1.0
+
+        def reset(self) -> None: ...
+
+        def act(self, estimate: Estimate, t: float) -> Array:
+            return np.full((1, 1), 8.0 * self.side)
+
+    policy = Asks()
+    guard = SafetyFilter(policy, LIMITS["pendulum"], RobotModel("pendulum"), PERIOD)
+    assert guard.act(at([1.3, 2.5]), 0.0)[0, 0] < 0
+    policy.side = -1.0
+    assert guard.act(at([1.3, -0.1]), PERIOD)[0, 0] == -8.0
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("nan", "not finite"),
+        ("late", "late: 500 ms"),
+        ("backwards", "late"),
+        ("frozen", "have not changed for 5 periods"),
+        ("throws", "the policy failed: ZeroDivisionError"),
+        ("garbage", "no command"),
+        ("shape", "no command"),
+    ],
+)
+def test_what_breaks_stops_the_robot_within_a_period_until_it_is_released(broken: str, why: str) -> None:
+    class Breaks:
+        now = False
+
+        def reset(self) -> None: ...
+
+        def act(self, estimate: Estimate, t: float) -> Array:
+            if self.now and broken == "throws":
+                raise ZeroDivisionError
+            if self.now and broken == "shape":
+                return np.zeros((2, 3))
+            return np.full((1, 1), np.nan if self.now and broken == "garbage" else 7.0)
+
+    policy = Breaks()
+    guard = SafetyFilter(policy, LIMITS["pendulum"], RobotModel("pendulum"), PERIOD)
+    for k in range(3):
+        assert guard.act(at([0.01 * k, 0.5]), k * PERIOD) == 7.0
+    assert guard.stopped is None
+    policy.now, t, state = True, 3 * PERIOD, [0.04, 0.5]
+    if broken == "nan":
+        state = [np.nan, 0.5]
+    elif broken == "late":
+        t += 0.48
+    elif broken == "backwards":
+        t -= 2 * PERIOD
+    elif broken == "frozen":
+        for k in range(safety.FROZEN):
+            guard.act(at(state), t + k * PERIOD)
+        t += safety.FROZEN * PERIOD
+    sent = float(guard.act(at(state), t)[0, 0])
+    assert guard.stopped is not None
+    assert why in guard.stopped
+    # it brakes, or holds what it last knew of
+    assert sent < 1.0
+    policy.now = False
+    assert abs(float(guard.act(at([0.05, 0.4]), t + PERIOD)[0, 0])) < 8.0
+    guard.reset()
+    assert guard.stopped, "it stays stopped"
+    guard.release()
+    assert guard.act(at([0.05, 0.4]), t + 2 * PERIOD) == 7.0
+
+
+def test_stopped_in_mid_air_it_is_held_there() -> None:
+    robot = RobotModel("pendulum")
+    guard = SafetyFilter(Pushes(np.array([8.0])), LIMITS["pendulum"], robot, PERIOD)
+    running = Plant(robot, timestep=0.002, threads=1).start(1)
+    running.reset(np.array([[1.0, 3.0]]))
+    guard.stop("the button was pressed")
+    for k in range(100):
+        running.step(np.repeat(guard.act(at(running.state()), k * PERIOD)[:, None], 10, 1))
+    assert abs(running.state()[0, 1]) < 0.02
+    assert 1.0 < running.state()[0, 0] < 1.48
+    assert guard.interventions == {"emergency stop": 100}
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        ({"effort": [1.0], "position": [(1.0, -1.0)], "velocity": [1.0]}, "lower stop"),
+        ({"effort": [0.0]}, "above zero"),
+        ({"effort": [1.0], "position": [(-1.0, 1.0)]}, "limit of its velocity"),
+        ({"effort": [1.0, 1.0], "velocity": [1.0]}, "as many of velocity, found 1"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any], why: str) -> None:
+    with pytest.raises(ModelError, match=why):
+        Limits(**limits)
+
+
+def test_efforts_that_cannot_stop_the_robot_are_refused() -> None:
+    weak = replace(LIMITS["pendulum"], effort=[2.0])
+    with pytest.raises(ModelError, match="cannot hold pendulum everywhere"):
+        SafetyFilter(Pushes(np.ones(1)), weak, RobotModel("pendulum"), PERIOD)
+    with pytest.raises(ModelError, match="has 1 actuators, the limits are of 2"):
+        SafetyFilter(Pushes(np.ones(2)), LIMITS["two_link_arm"], RobotModel("pendulum"), PERIOD)
