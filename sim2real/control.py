@@ -66,7 +66,7 @@ class Tracker:
             state = self.estimator.update(self.period, positions, self._sent[:, -1])
             self._past = np.concatenate([self._past, self._last[:, None]], 1)[:, 1:]
         self._last = np.array(positions)
-        return Estimate(state, self._sent, self._past)
+        return Estimate(state, self._sent, self._past, self._last)
 
     def send(self, command: Array) -> None:
         """Note the commands (n, A) that were sent after the last reading."""

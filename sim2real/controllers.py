@@ -30,6 +30,7 @@ from sim2real.preparation import Setup
 from sim2real.randomization import RobotModel
 from sim2real.recipe import ControlSection
 from sim2real.safety import Limits, SafetyFilter
+from sim2real.stages import lateness
 from sim2real.world_model import EnsembleDynamics
 
 Progress = Callable[[str], None]
@@ -60,21 +61,33 @@ def planner(recipe: ControlSection, model: EnsembleDynamics, limit: Array, seed:
     return PLANNERS[recipe.planner](model, Upright(target=recipe.target), limit, **given)
 
 
-def guarded(setup: Setup, policy: Policy, period: float) -> Policy:
+def guarded(setup: Setup, policy: Policy, period: float, values: Mapping[str, float]) -> Policy:
     """Return a policy behind the safety filter that the recipe asks for, if it does.
+
+    Args:
+        setup: the run.
+        policy: what to filter.
+        period: of the loop [s].
+        values: parameters of the execution: delays and lags are reckoned with.
 
     Raises:
         ModelError: the limits make no sense, or the robot cannot keep them.
-        RecipeError: the robot is a function, whose dynamics cannot be asked for.
+        RecipeError: the robot is a function, whose dynamics cannot be asked for, or commands are no efforts.
     """
     recipe, robot = setup.recipe.control, setup.plant.model
     if recipe.safety is None:
         return policy
     if not isinstance(robot, RobotModel):
         raise RecipeError(f"control.safety needs a robot file; {robot.name} is a function")
+    for stage in setup.plant.chain.stages:
+        if stage.takes is not None and stage.takes not in robot.effort_units:
+            raise RecipeError(
+                f"control.safety limits efforts, but commands are in {stage.takes}: stage {stage.name} of `execution:` "
+                "takes them; put a filter of your own in front of it"
+            )
     told = recipe.safety
-    limits = Limits([recipe.limit] * setup.plant.actions, told.position, told.velocity, told.rate)
-    return SafetyFilter(policy, limits, robot, period, told.margin)
+    limits = Limits([recipe.limit] * setup.plant.actions, told.position, told.velocity, told.rate, told.free)
+    return SafetyFilter(policy, limits, robot, period, told.margin, lateness(values))
 
 
 def start_positions(setup: Setup) -> Array:
@@ -103,7 +116,7 @@ def control_stage(
         else:
             lookback, history, period = model.config.lookback, model.config.history, model.config.timestep
             policy = planner(recipe, model, limit, setup.recipe.seed)
-        policy = guarded(setup, policy, period)
+        policy = guarded(setup, policy, period, controller.values)
         observer: StateEstimator
         if model is not None and model.encoder is not None:
             observer = model.encoder.estimator()
@@ -122,8 +135,14 @@ def control_stage(
             progress=lambda share, name=name: progress(f"{name}: {100 * share:.0f} %"),  # type: ignore[misc]
         )
         if isinstance(policy, SafetyFilter):
-            interventions[name] = policy.interventions
+            interventions[name] = policy.interventions | told_of(policy)
     return runs, interventions
+
+
+def told_of(policy: Policy) -> dict[str, int]:
+    """Return why a policy's emergency stop is latched, as an intervention; nothing if it is not."""
+    stopped = getattr(policy, "stopped", None)
+    return {} if stopped is None else {f"stopped: {stopped}": 1}
 
 
 def returns(run: Run, joints: int, target: float) -> Array:

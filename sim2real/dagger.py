@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from sim2real.planning import Policy
 from sim2real.prediction import Prediction
 from sim2real.recorded_robot import RecordedRobot
 from sim2real.run_directory import write_json
-from sim2real.world_model import EnsembleDynamics
+from sim2real.world_model import EnsembleDynamics, storage
 from sim2real.world_model.windows import WARMUP
 
 # Of every so many episodes that are long enough to be scored one is held out; of fewer, the last one.
@@ -111,7 +110,8 @@ def dagger(
         segment: for how long either of them is in command [s].
         clock: of the recordings; `wall` for hardware, whose steps are never quite alike.
         method: of `tune_dynamics`.
-        guard: puts a safety filter, or what else is to stand between, around what is in command.
+        guard: puts a safety filter, or what else is to stand between, around what is in command; where it says that it
+            is `stopped`, with the reason, the call ends.
         replay: simulated windows that are mixed in; or what makes them of all recordings to learn from so far, such as
             those of a simulator that is identified on them. It should do the same for the same recordings.
         patience: stop after so many rounds that each lowered the error by less than 5 %.
@@ -137,7 +137,7 @@ def dagger(
         if name not in known:
             raise ModelError(f"tune_dynamics takes no {name!r}{did_you_mean(name, known)}")
     place, done = Path(directory), finished(directory)
-    start = _digest(model)
+    start = storage.digest(model)
     if done and done[0].parent != start:
         raise ModelError(f"{place} holds rounds of another model: {done[0].parent[:8]}, not {start[:8]}; name another")
     current = latest(directory) if done else copy.deepcopy(model)
@@ -147,7 +147,7 @@ def dagger(
             break
         folder = place / f"round-{number:02d}"
         share = shares[min(number, len(shares)) - 1] if shares else 0.0
-        parent = _digest(current)
+        parent = storage.digest(current)
         _of_one_model(folder / "begun.json", parent)
         progress(f"round {number}: recording")
         policy = planner(copy.deepcopy(current))
@@ -166,7 +166,9 @@ def dagger(
         before = float(np.mean(list(crps["before"].values())))
         after = float(np.mean(list(crps["after"].values()))) if accepted else before
         spent = sum(e.duration for e in here)
-        result = Round(number, spent, len(here), share, accepted, reason, before, after, parent, _digest(current))
+        result = Round(
+            number, spent, len(here), share, accepted, reason, before, after, parent, storage.digest(current)
+        )
         write_json(folder / "round.json", asdict(result))
         progress(f"round {number}: {reason}")
         done.append(result)
@@ -255,10 +257,3 @@ def _answer(channels: Sequence[str]) -> Callable[[EnsembleDynamics, Questions], 
 def _idle(done: Sequence[Round]) -> int:
     """Return how many rounds at the end brought nothing."""
     return len(list(takewhile(lambda r: 1.0 - r.after / r.before < WORTHWHILE, reversed(done))))
-
-
-def _digest(model: EnsembleDynamics) -> str:
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()

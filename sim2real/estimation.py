@@ -26,11 +26,13 @@ class Estimate:
         commands: (n, L, A) the last L commands of the model clock, oldest first: some are still on their way.
         positions: (n, K, D) the last K positions read before the present ones, on the model clock, oldest first; for
             models that look back.
+        reading: (n, D) the present positions as they were read, where they are known beside the estimate.
     """
 
     state: Array
     commands: Array
     positions: Array | None = None
+    reading: Array | None = None
 
 
 class StateEstimator(Protocol):

@@ -25,7 +25,7 @@ from sim2real.preparation import Setup, prepare
 from sim2real.randomization.mujoco_simulator import available_threads
 from sim2real.recipe import Recipe
 from sim2real.run_directory import RunDirectory, read_json, write_json
-from sim2real.world_model import EnsembleDynamics
+from sim2real.world_model import EnsembleDynamics, storage
 
 STAGES = ("identify", "observe", "pretrain", "finetune", "learn", "adapt", "evaluate", "control", "report")
 # Draws from the posterior that the recordings are replayed with, for the bands of the report.
@@ -79,11 +79,12 @@ def run(
     directory = RunDirectory(output / f"{recipe.name}-{recipe.digest()}")
     (directory.path / "recipe.yaml").write_text(recipe.to_yaml())
     setup = prepare(recipe)
-    finetuning.saved_model(setup)  # what is wrong with it is said before anything takes time
+    saved = finetuning.saved_model(setup)  # what is wrong with it is said before anything takes time
     work = [name for name in STAGES[: STAGES.index(until) + 1] if name != "report"]
     if again and all(directory.finished(name) for name in work):
         directory.clear()
-    directory.belongs_to(setup.recordings.fingerprint())
+    of_model = "" if saved is None else f", model {storage.digest(saved)}"
+    directory.belongs_to(setup.recordings.fingerprint() + of_model)
     StagedRun(directory, setup, watch).to(until)
     return directory.path
 

@@ -170,6 +170,7 @@ class SafetySection(Section):
     position: list[tuple[float, float]] = []
     velocity: list[float] = []
     rate: list[float] = []
+    free: float = Field(default=10.0, gt=0)
     margin: float = Field(default=0.2, ge=0, lt=1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from sim2real.logs import read_logs
 from sim2real.logs.record import RecordEpisodes
 from sim2real.planning import Policy
 from sim2real.randomization.env_parameters import control_period
-from sim2real.safety import SafetyFilter
 from sim2real.world_model import EnsembleDynamics
 from sim2real.world_model.windows import WARMUP, before_start
 
@@ -107,10 +107,10 @@ class RecordedRobot:
             folder: of the episodes.
             share: of the segments.
             seed: of starts and shares.
-            guard: what stands between both and the robot.
+            guard: what stands between both and the robot, such as a `SafetyFilter`.
 
         Raises:
-            SafetyError: the emergency stop of a safety filter is latched; the episode is kept.
+            SafetyError: the guard says that it is `stopped`; the episode is kept.
         """
         assert model.encoder is not None
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class RecordedRobot:
             sent.reset()
             mixed.rng = rng
             self._episode(recorder, tracker, sent, columns, int(rng.integers(2**31)))
-            stopped = sent.stopped if isinstance(sent, SafetyFilter) else None
+            stopped = getattr(sent, "stopped", None)
             if stopped is not None:
                 raise SafetyError(f"the robot was stopped: {stopped}; mend it, and go on with the same command")
 
@@ -143,9 +143,11 @@ class RecordedRobot:
         space, dt = self.env.action_space, tracker.period
         assert isinstance(space, gym.spaces.Box)
         observation, _ = recorder.reset(seed=seed)
+        begun = time.monotonic()
         for k in range(round(self.episode / dt)):
+            now = time.monotonic() - begun if self.clock == "wall" else k * dt
             estimate = tracker.read(np.asarray(observation, float)[None, columns])
-            command = policy.act(estimate, k * dt)
+            command = policy.act(estimate, now)
             if not np.isfinite(command).all():
                 raise NonFiniteError(f"a command that is not finite after {k * dt:.2f} s; it was not sent")
             command = np.clip(command, space.low, space.high)
@@ -180,7 +182,10 @@ class Turns:
 
     def act(self, estimate: Estimate, t: float) -> Array:
         if self._calls % self.steps == 0:
-            self._now = self.fallback if self.rng.uniform() < self.share else self.policy
+            turn = self.fallback if self.rng.uniform() < self.share else self.policy
+            if turn is not self._now:
+                turn.reset()  # what it remembers is of before the other's turn
+            self._now = turn
         self._calls += 1
         return self._now.act(estimate, t)
 

@@ -16,9 +16,9 @@ import numpy as np
 from sim2real.calibration import Posterior
 from sim2real.calibration.evidence import OfReadings
 from sim2real.control import closed_loop
-from sim2real.controllers import guarded, planner, returns, start_positions
+from sim2real.controllers import guarded, planner, returns, start_positions, told_of
 from sim2real.dagger import Round, dagger, latest
-from sim2real.errors import RecipeError
+from sim2real.errors import RecipeError, SafetyError
 from sim2real.planning import Damping, Policy
 from sim2real.preparation import Setup, prepare
 from sim2real.recipe import Recipe
@@ -63,9 +63,10 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
     model = EnsembleDynamics.load(run / "model" / name)
     assert model.encoder is not None
     seconds = min(0.5, 0.3 * settings.episode)
-    replay = None
+    replay, posterior = None, Posterior.load(run / "posterior")
+    values = posterior.values
     if recipe.learn.rehearse:
-        draws = Posterior.load(run / "posterior").sample(setup.rng("rehearsal"), model.config.members)
+        draws = posterior.sample(setup.rng("rehearsal"), model.config.members)
         rehearsal = Rehearsal(setup.plant, draws, excitation(setup, model.config.timestep), windows=500)
         replay = OfReadings.simulated(model, rehearsal, model.config.timestep, seconds, recipe.seed)
     # more rounds go on where fewer ended
@@ -78,7 +79,7 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
         return planner(recipe.control, model, limit, recipe.seed)
 
     def behind_a_filter(policy: Policy) -> Policy:
-        return guarded(setup, policy, model.config.timestep)
+        return guarded(setup, policy, model.config.timestep, values)
 
     rounds = dagger(
         robot(setup), model, of_model, fallback, setup.channels, directory,
@@ -141,4 +142,6 @@ def uprightness(setup: Setup, policy: Policy, model: EnsembleDynamics) -> float:
         period=config.timestep, limit=np.full(setup.plant.actions, recipe.limit), history=config.history,
         lookback=config.lookback,
     )  # fmt: skip
+    if told_of(policy):
+        raise SafetyError(f"the twin was stopped while it was scored: {', '.join(told_of(policy))}")
     return float(returns(run, setup.plant.degrees_of_freedom, recipe.target).mean())

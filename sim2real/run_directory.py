@@ -75,7 +75,7 @@ class RunDirectory:
         path = self.path / "stages" / "recordings.json"
         if path.is_file() and read_json(path) != fingerprint:
             raise LogError(
-                f"the recordings have changed since {self.path} was begun; "
+                f"the recordings, or the model that is tuned, have changed since {self.path} was begun; "
                 "remove it, or name another --output, to start over"
             )
         write_json(path, fingerprint)

@@ -161,8 +161,14 @@ def model_predictor(
     """Return a predictor that asks a world model, from its own filter or from an observer with the given parameters."""
     if model.encoder is not None:
         return RecordingPredictor(model, setup.channels)
+    late = lateness(values)
+    return EnsemblePredictor(model, setup.plant, dict(values), observation, setup.channels, advance=late)
+
+
+def lateness(values: Mapping[str, float]) -> float:
+    """Return by how much an execution with these parameters lags behind commands [s]."""
     late = [v for k, v in values.items() if k.startswith("execution.") and k.endswith((".delay", ".time_constant"))]
-    return EnsemblePredictor(model, setup.plant, dict(values), observation, setup.channels, advance=float(sum(late)))
+    return float(sum(late))
 
 
 def excitation(setup: Setup, timestep: float) -> Excitation:

@@ -60,8 +60,8 @@ class ICEM(Planner):
     def begin(self, n: int) -> None:
         super().begin(n)
         assert self.plan is not None
-        if self._mean is None:
-            self._mean = torch.zeros_like(self.plan)
+        if self._mean is None or len(self._mean) != n:
+            self._mean, self._best = torch.zeros_like(self.plan), None
         else:
             self._mean = torch.cat([self._mean[:, 1:], self._mean[:, -1:]], 1)
         if self._best is not None:
@@ -80,9 +80,14 @@ class ICEM(Planner):
             candidates[-len(self._best) :] = self._best
         if iteration == self.iterations - 1:
             candidates[0] = self._mean
+        # members take turns in judging: whose turn it is must not depend on where a candidate comes from
+        candidates = candidates[torch.randperm(many, generator=self.generator)]
         cost = finite_costs(judge(candidates))
         order = cost.argsort(0)[: self.elites]
         found = torch.take_along_dim(candidates, order[:, :, None, None], 0)
+        # an elite that diverges counts for nothing: the best one stands in its place
+        diverged = torch.isinf(torch.take_along_dim(cost, order, 0))[:, :, None, None]
+        found = torch.where(diverged, found[:1], found)
         keep = self.momentum
         self._mean = keep * self._mean + (1 - keep) * found.mean(0)
         self._spread = keep * self._spread + (1 - keep) * found.std(0)

@@ -78,8 +78,8 @@ class Planner:
         self.plan: Tensor | None = None
 
     def begin(self, n: int) -> None:
-        """Prepare a step for n plants: the plan before is moved on by a step."""
-        if self.plan is None:
+        """Prepare a step for n plants: the plan before is moved on by a step; one of another number is forgotten."""
+        if self.plan is None or len(self.plan) != n:
             self.plan = torch.zeros(n, self.steps, len(self.limit))
         else:
             self.plan = torch.cat([self.plan[:, 1:], self.plan[:, -1:]], 1)

@@ -81,19 +81,26 @@ class GradientShooting(Planner):
             raise ModelError("gradient shooting needs a differentiable model; plan on a simulator by sampling")
         self.noise, self.rate = noise, rate
 
+    def begin(self, n: int) -> None:
+        super().begin(n)
+        self._cost = torch.full((n,), torch.inf)
+
     def improve(self, plan: Tensor, judge: Judge, iteration: int) -> Tensor:
         if iteration == 0:
             white = torch.randn(self.candidates, *plan.shape, generator=self.generator)
             white[0] = 0.0
-            self._free = self.clipped(plan + self.noise * self.limit * white).requires_grad_()
-            self._adam = torch.optim.Adam([self._free], self.rate * float(self.limit.mean()))
+            # in units of the limit, so that a step is as long for every actuator
+            self._free = (plan / self.limit + self.noise * white).clamp(-1, 1).requires_grad_()
+            self._adam = torch.optim.Adam([self._free], self.rate)
         with torch.enable_grad():
-            cost = judge(self._free)
+            cost = judge(self._free * self.limit)
             # of the plans alone: the model's own gradients are not touched
             (self._free.grad,) = torch.autograd.grad(torch.where(torch.isfinite(cost), cost, 0.0).sum(), self._free)
-        now = self._free.detach().clone()
-        best = finite_costs(cost.detach()).argmin(0)
+        now = self._free.detach() * self.limit
+        lowest, best = finite_costs(cost.detach()).min(0)
+        better = lowest < self._cost
         found = torch.take_along_dim(now, best[None, :, None, None], 0)[0]
+        self._cost = torch.where(better, lowest, self._cost)
         self._adam.step()
-        self._free.data = self.clipped(torch.nan_to_num(self._free.data))
-        return found
+        self._free.data = torch.nan_to_num(self._free.data).clamp(-1, 1)
+        return torch.where(better[:, None, None], found, plan)

@@ -68,7 +68,7 @@ def simulate(
     n = members * stretches
     substeps = round(timestep / plant.timestep)
     running = plant.start(n, {k: np.repeat(v, stretches) for k, v in draws.items()})
-    commands, start = excitation.draw(rng, n, history - 1 + steps)
+    commands, start = excitation.draw(rng, n, history - 1 + steps, before=history - 1)
     # the chain wants more than the network's history: what came before that was the first command
     lead = np.repeat(commands[:, :1], 5, 1)
     before = np.repeat(np.concatenate([lead, commands[:, : history - 1]], 1), substeps, 1)

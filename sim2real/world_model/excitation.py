@@ -30,7 +30,7 @@ class Driven:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode], channels: Sequence[str], timestep: float) -> tuple[Driven, ...]:
-        """Return how each of some recordings was driven.
+        """Return how each of some recordings was driven, between excluded stretches.
 
         Args:
             episodes: with commanded actions.
@@ -39,10 +39,13 @@ class Driven:
         """
         out = []
         for episode in episodes:
-            _, states = centred_state(episode.observed_at, joint_positions(episode, channels), timestep)
+            clock, states = centred_state(episode.observed_at, joint_positions(episode, channels), timestep)
             commands = resample(episode, timestep).actions
             steps = min(len(states), len(commands))
-            out.append(cls(states[:steps], commands[:steps]))
+            usable = ~episode.is_excluded(clock[:steps], clock[:steps] + timestep)
+            begun = np.flatnonzero(usable & ~np.concatenate([[False], usable[:-1]]))
+            ended = np.flatnonzero(usable & ~np.concatenate([usable[1:], [False]])) + 1
+            out += [cls(states[a:b], commands[a:b]) for a, b in zip(begun, ended, strict=True)]
         return tuple(out)
 
 
@@ -77,7 +80,9 @@ class Excitation:
                 f"{self.share:g} and {len(self.recorded)} recordings"
             )
 
-    def draw(self, rng: np.random.Generator, n: int, steps: int, weakest: float = 1.0) -> tuple[Array, Array]:
+    def draw(
+        self, rng: np.random.Generator, n: int, steps: int, weakest: float = 1.0, before: int = 0
+    ) -> tuple[Array, Array]:
         """Draw (n, steps, A) commands and (n, X) initial states.
 
         Args:
@@ -85,6 +90,7 @@ class Excitation:
             n: how many.
             steps: of the model; a recording that is shorter holds its last command.
             weakest: random commands are scaled by this to 1, logarithmically uniform.
+            before: so many commands come before the states.
         """
         commands = self._commands(rng, n, steps)
         if weakest < 1:
@@ -93,7 +99,7 @@ class Excitation:
         states = np.concatenate([position, rng.normal(size=position.shape) * np.asarray(self.velocity)], 1)
         if self.share > 0:
             some = np.flatnonzero(rng.uniform(size=n) < self.share)
-            commands[some], near = self._recorded(rng, len(some), steps)
+            commands[some], near = self._recorded(rng, len(some), steps, before)
             states[some] = near + AROUND * states[some]
         return commands, states
 
@@ -110,7 +116,7 @@ class Excitation:
             out[:, k] = np.clip(level + rough * rng.normal(size=level.shape), -1, 1) * amplitude
         return out
 
-    def _recorded(self, rng: np.random.Generator, n: int, steps: int) -> tuple[Array, Array]:
+    def _recorded(self, rng: np.random.Generator, n: int, steps: int, before: int) -> tuple[Array, Array]:
         """Draw stretches of recordings, each with equal chance: (n, steps, A) and (n, X)."""
         starts = [max(len(d.commands) - steps, 0) + 1 for d in self.recorded]
         chosen = rng.integers(sum(starts), size=n)
@@ -121,5 +127,5 @@ class Excitation:
         for k, one in enumerate(self.recorded):
             mine = np.flatnonzero(which == k)
             rows = np.minimum(first[mine, None] + np.arange(steps), len(one.commands) - 1)
-            commands[mine], states[mine] = one.commands[rows], one.states[first[mine]]
+            commands[mine], states[mine] = one.commands[rows], one.states[rows[:, before]]
         return commands, states

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
@@ -91,3 +92,11 @@ def load_recalibration(directory: str | Path, channels: int) -> Recalibration | 
     if not found.scale.shape == found.floor.shape == shape:
         raise ModelError(f"{path} is of another model: expected {channels} channels, found {found.scale.shape}")
     return found
+
+
+def digest(model: nn.Module) -> str:
+    """Return a digest of the weights and buffers of a model."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()

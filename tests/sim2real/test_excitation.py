@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,19 @@ def test_gains_go_with_the_recording_that_had_them_and_states_lie_near_it() -> N
     # goal = sin(t), angle = cos(t), velocity = -sin(t)
     assert np.abs(states[:, 0] ** 2 + commands[:, 0, 0] ** 2 - 1).max() < 0.25
     assert np.abs(states[:, 1] + commands[:, 0, 0]).std() == pytest.approx(0.1 * 3.0, rel=0.5)
+
+
+def test_states_come_after_the_commands_before_them() -> None:
+    commands, states = excitation(1.0, recording(100.0)).draw(np.random.default_rng(0), 200, 12, before=5)
+    assert np.abs(states[:, 0] ** 2 + commands[:, 5, 0] ** 2 - 1).max() < 0.25
+    assert np.abs(states[:, 1] + commands[:, 5, 0]).std() == pytest.approx(0.1 * 3.0, rel=0.5)
+
+
+def test_excluded_stretches_are_not_gone_through() -> None:
+    whole = recording(100.0)
+    parts = Driven.of([replace(whole, excluded=((1.0, 1.5),))], ["angle"], DT)
+    assert [len(p.commands) for p in parts] == pytest.approx([50, 124], abs=2)
+    np.testing.assert_allclose(parts[1].states[0, 0], np.cos(1.52), atol=0.03)
 
 
 def test_a_share_is_recorded_and_the_others_are_what_they_would_be_without() -> None:

@@ -59,7 +59,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(episodes: list[Episode], tmp_pat
     with pytest.raises(ModelError, match="another model, schedule"):
         learn(episodes, tmp_path / "killed", epochs=4, members=3, hidden=(16,))
     learn(episodes, tmp_path / "killed", epochs=1, members=3, hidden=(16,), again=True)
-    with pytest.raises(LogError, match="the recordings have changed"):
+    with pytest.raises(LogError, match="the recordings, or the model that is tuned, have changed"):
         learn(episodes[:5], tmp_path / "killed", epochs=1, members=3, hidden=(16,))
 
 

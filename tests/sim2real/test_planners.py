@@ -126,6 +126,35 @@ def test_every_planner_finds_the_optimum_on_every_model(kind: type[Planner], mak
 
 
 @pytest.mark.parametrize("kind", list(THOROUGH))
+def test_another_number_of_plants_begins_anew(kind: type[Planner]) -> None:
+    policy = kind(integrator(), COST, LIMIT, horizon=0.6, candidates=20)
+    for n in (3, 1, 2):
+        assert policy.act(estimate(np.zeros((n, 2))), 0.0).shape == (n, 1)
+
+
+def test_gradients_step_alike_on_every_actuator_and_keep_the_best_plan() -> None:
+    costs: list[float] = []
+
+    class Watched(GradientShooting):
+        def improve(self, plan: Tensor, judge: Any, iteration: int) -> Tensor:
+            found = super().improve(plan, judge, iteration)
+            costs.append(float(judge(found[None]).sum()))
+            return found
+
+    model = EnsembleDynamics(EnsembleConfig((False, False), 2, DT, 1, 2, hidden=()))
+    with torch.no_grad():
+        model.dynamics.weights[0].zero_()
+        model.dynamics.weights[0][:, -2, 0] = 0.01 * DT
+        model.dynamics.weights[0][:, -1, 1] = DT
+    goal = Quadratic((1.0, 1.0), (1.0, 1.0))
+    policy = Watched(model.requires_grad_(False), goal, np.array([100.0, 1.0]), horizon=1.0, iterations=25)
+    sent = policy.act(Estimate(np.zeros((1, 4)), np.zeros((1, 1, 2))), 0.0)[0]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < 0.9 * costs[0]
+    np.testing.assert_allclose(sent / [100.0, 1.0], 1.0, atol=0.15)
+
+
+@pytest.mark.parametrize("kind", list(THOROUGH))
 def test_commands_never_leave_the_limit(kind: type[Planner]) -> None:
     policy = kind(integrator(), Quadratic((0.0,), (1.0,)), LIMIT, horizon=1.0, candidates=40, iterations=8, noise=2.0)
     for k in range(5):

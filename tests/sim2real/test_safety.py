@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sim2real import safety
+from sim2real.adapters import Chain, Latency
 from sim2real.episodes import Array
 from sim2real.errors import ModelError
 from sim2real.estimation import Estimate
+from sim2real.planning import Damping
 from sim2real.plant import Plant
 from sim2real.randomization import RobotModel
-from sim2real.safety import Limits, SafetyFilter, viable
+from sim2real.safety import Braking, Limits, SafetyFilter, viable
 
 PERIOD = 0.02
 LIMITS = {
@@ -51,10 +53,16 @@ def at(state: Any) -> Estimate:
     return Estimate(rows, np.zeros((len(rows), 1, 1)))
 
 
-def beyond(name: str, guard: SafetyFilter, plants: int = 20, steps: int = 120) -> tuple[float, float]:
+def beyond(
+    name: str, guard: SafetyFilter, plants: int = 20, steps: int = 120, chain: Chain | None = None
+) -> tuple[float, float]:
     """Return how far joints of robots with other masses get beyond their stops and their velocities."""
     robot, limits = RobotModel(name), LIMITS[name]
-    plant, rng, joints = Plant(robot, timestep=0.002, threads=1), np.random.default_rng(1), robot.mj.nv
+    plant, rng, joints = (
+        Plant(robot, chain or Chain(), timestep=0.002, threads=1),
+        np.random.default_rng(1),
+        robot.mj.nv,
+    )
     low, high = np.asarray(limits.position, float).T
     states = np.concatenate([rng.uniform(-1, 1, (plants, joints)), rng.normal(size=(plants, joints))], 1)
     states = states[viable(guard, states)]
@@ -89,6 +97,104 @@ def test_without_the_braking_distance_stops_are_run_over(monkeypatch: pytest.Mon
     stops, speeds = beyond("pendulum", guard)
     assert stops > 0.1
     assert speeds > 0.1
+
+
+@pytest.mark.parametrize("delay", [0.02, 0.04])
+def test_commands_on_their_way_are_reckoned_with(delay: float) -> None:
+    robot, late = RobotModel("pendulum"), Chain([Latency(delay=delay)])
+    knows, forgets = (
+        beyond(
+            "pendulum", SafetyFilter(Pushes(np.array([8.0])), LIMITS["pendulum"], robot, PERIOD, delay=d), chain=late
+        )
+        for d in (delay, 0.0)
+    )
+    assert forgets[1] > 0.5
+    assert knows[0] <= 0
+    assert knows[1] < 0.35
+
+
+@pytest.mark.parametrize("where", [0.38, 0.76, 0.92])
+@pytest.mark.parametrize("broken", ["nan", "frozen"])
+def test_blind_it_brakes_by_dead_reckoning(where: float, broken: str) -> None:
+    robot = RobotModel("pendulum")
+    guard = SafetyFilter(Pushes(np.array([8.0])), LIMITS["pendulum"], robot, PERIOD)
+    running = Plant(robot, timestep=0.002, threads=1).start(1)
+    # as fast as it may be there
+    state = max(
+        (np.array([[where, v]]) for v in np.linspace(0.1, 5.8, 60) if viable(guard, np.array([[where, v]]))[0]),
+        key=lambda x: x[0, 1],
+    )
+    running.reset(state)
+    running.step(np.repeat(guard.act(at(state), 0.0)[:, None], 10, 1))
+    frozen, furthest = running.state(), 0.0
+    for k in range(1, 60):
+        seen = np.full((1, 2), np.nan) if broken == "nan" else frozen
+        path = running.step(np.repeat(guard.act(at(seen), k * PERIOD)[:, None], 10, 1))
+        furthest = max(furthest, float(path[..., 0].max()))
+    if broken == "nan":
+        assert furthest < 1.5
+        assert abs(running.state()[0, 1]) < 0.3
+    else:
+        assert guard.stopped is not None
+        assert "have not changed" in guard.stopped
+
+
+def test_a_robot_at_rest_is_not_taken_for_one_whose_sensor_has_stopped() -> None:
+    guard = SafetyFilter(Damping(0.1, np.array([8.0])), LIMITS["pendulum"], RobotModel("pendulum"), PERIOD)
+    for k in range(100):
+        guard.act(at([0.0, 1e-15]), k * PERIOD)
+    assert guard.stopped is None
+
+
+def test_released_it_goes_on_after_a_pause_and_nothing_is_known_before_the_first_reading() -> None:
+    guard = SafetyFilter(Pushes(np.array([8.0])), LIMITS["pendulum"], RobotModel("pendulum"), PERIOD)
+    assert guard.act(at([np.nan, 0.0]), 0.0) == 0.0
+    assert guard.stopped == "readings are not finite"
+    guard.release()
+    guard.act(at([0.1, 0.0]), 5.0)
+    assert guard.stopped is None
+
+
+SERVO = """<mujoco><worldbody><body>
+<joint name="hinge" axis="0 -1 0"/><geom type="sphere" size="0.05" pos="0 0 -0.3" mass="1"/>
+</body></worldbody><actuator>{}</actuator></mujoco>"""
+
+
+@pytest.mark.parametrize(
+    ("actuator", "why"),
+    [
+        ('<position name="servo" joint="hinge" kp="40"/>', "expected motors of joints, found servo"),
+        ('<velocity name="servo" joint="hinge"/>', "expected motors of joints"),
+        ('<motor joint="hinge"/><motor joint="hinge"/>', "one motor a joint"),
+        ('<motor name="m" joint="hinge" ctrlrange="-2 2" ctrllimited="true"/>', "m of .* cannot do the efforts"),
+    ],
+)
+def test_actuators_that_are_no_motors_or_too_weak_are_refused(actuator: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "robot.xml").write_text(SERVO.format(actuator))
+    robot = RobotModel(tmp_path / "robot.xml")
+    many = robot.mj.nu
+    with pytest.raises(ModelError, match=why):
+        SafetyFilter(Damping(0.1, np.ones(many)), Limits([8.0] * many, velocity=[4.0] * many), robot, PERIOD)
+
+
+def test_a_motor_with_a_gear_is_taken_at_its_gear(tmp_path: Path) -> None:
+    made = []
+    for gear in (1, 4):
+        (tmp_path / "robot.xml").write_text(SERVO.format(f'<motor joint="hinge" gear="{gear}"/>'))
+        robot = RobotModel(tmp_path / "robot.xml")
+        made.append(Braking(robot, Limits([20.0 / gear], velocity=[4.0])))
+    assert made[0].time == pytest.approx(made[1].time)
+
+
+def test_joints_that_nothing_drives_are_reckoned_with_up_to_a_velocity() -> None:
+    fast = SafetyFilter(Pushes(np.array([20.0])), LIMITS["cartpole"], RobotModel("cartpole"), PERIOD)
+    slow = SafetyFilter(Pushes(np.array([20.0])), replace(LIMITS["cartpole"], free=1.0), RobotModel("cartpole"), PERIOD)
+    assert fast.braking.time > slow.braking.time
+    spun = at([0.0, 0.3, 0.0, 5.0])
+    assert fast.act(spun, 0.0)[0, 0] != 0
+    assert "braking" not in fast.interventions
+    slow.act(spun, 0.0)
+    assert slow.interventions["braking"] == 1
 
 
 def test_what_is_safe_passes_untouched_and_rates_are_clipped() -> None:
@@ -161,9 +267,9 @@ def test_what_breaks_stops_the_robot_within_a_period_until_it_is_released(broken
     elif broken == "backwards":
         t -= 2 * PERIOD
     elif broken == "frozen":
-        for k in range(safety.FROZEN):
+        for k in range(5):
             guard.act(at(state), t + k * PERIOD)
-        t += safety.FROZEN * PERIOD
+        t += 5 * PERIOD
     sent = float(guard.act(at(state), t)[0, 0])
     assert guard.stopped is not None
     assert why in guard.stopped
@@ -205,8 +311,10 @@ def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any], why: str)
 
 
 def test_efforts_that_cannot_stop_the_robot_are_refused() -> None:
-    weak = replace(LIMITS["pendulum"], effort=[2.0])
-    with pytest.raises(ModelError, match="cannot hold pendulum everywhere"):
-        SafetyFilter(Pushes(np.ones(1)), weak, RobotModel("pendulum"), PERIOD)
+    for effort, why in ((2.0, "cannot hold pendulum everywhere"), (4.2, "may not stop it")):
+        with pytest.raises(ModelError, match=why):
+            SafetyFilter(
+                Pushes(np.ones(1)), replace(LIMITS["pendulum"], effort=[effort]), RobotModel("pendulum"), PERIOD
+            )
     with pytest.raises(ModelError, match="has 1 actuators, the limits are of 2"):
         SafetyFilter(Pushes(np.ones(2)), LIMITS["two_link_arm"], RobotModel("pendulum"), PERIOD)
