@@ -128,7 +128,13 @@ def test_a_saved_model_is_tuned_in_place_of_one_that_is_trained(
     page = (new / "finetuning.html").read_text()
     assert page.count("worst second</h3>") == 1
     assert page.count('<script type="application/json" data-plot=') == 3  # scores, a typical window, the worst
-    assert called("control", PENDULUM, *SMALL, saved, cwd=tmp_path, capsys=capsys).returncode == 0
+    safe = ("control.limit=14", "control.safety={velocity: [12], rate: [200]}", "control.planner=icem")
+    done = called("control", PENDULUM, *SMALL, saved, *safe, cwd=tmp_path, capsys=capsys)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"after: the safety filter stepped in: .*rate \d+", done.stdout), done.stdout
+    assert "stopped" not in done.stdout
+    weak = called("control", PENDULUM, *SMALL, "control.safety={velocity: [12]}", cwd=tmp_path, capsys=capsys)
+    _refused(weak, 1, "efforts of [3.0] cannot hold pendulum everywhere within its limits")
 
 
 def test_a_saved_model_of_another_robot_is_refused_before_anything_takes_time(
