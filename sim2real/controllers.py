@@ -90,6 +90,12 @@ def guarded(setup: Setup, policy: Policy, period: float, values: Mapping[str, fl
     return SafetyFilter(policy, limits, robot, period, told.margin, lateness(values))
 
 
+def require_safety(setup: Setup) -> None:
+    """Raise what `guarded` would raise."""
+    nothing = Damping(0.0, np.full(setup.plant.actions, setup.recipe.control.limit))
+    guarded(setup, nothing, setup.recipe.model.timestep, {})
+
+
 def start_positions(setup: Setup) -> Array:
     """Return the states (n, X), near hanging at rest, that every controller starts from."""
     dof, n = setup.plant.degrees_of_freedom, setup.recipe.control.starts

@@ -79,7 +79,10 @@ def run(
     directory = RunDirectory(output / f"{recipe.name}-{recipe.digest()}")
     (directory.path / "recipe.yaml").write_text(recipe.to_yaml())
     setup = prepare(recipe)
-    saved = finetuning.saved_model(setup)  # what is wrong with it is said before anything takes time
+    # what is wrong with these is said before anything takes time
+    saved = finetuning.saved_model(setup)
+    if STAGES.index(until) >= STAGES.index("control"):
+        controllers.require_safety(setup)
     work = [name for name in STAGES[: STAGES.index(until) + 1] if name != "report"]
     if again and all(directory.finished(name) for name in work):
         directory.clear()

@@ -46,7 +46,11 @@ class Foresight(Protocol):
         ...
 
 
-def foresight(model: Foresight | EnsembleDynamics | TransitionEnsemble) -> Foresight:
+# What planners plan with.
+Model = Foresight | EnsembleDynamics | TransitionEnsemble
+
+
+def foresight(model: Model) -> Foresight:
     """Return the foresight of a world model; what is one already comes back as it is.
 
     Raises:

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from sim2real.episodes import Array
 from sim2real.planning.costs import Cost
-from sim2real.planning.foresight import Foresight
+from sim2real.planning.foresight import Model
 from sim2real.planning.planner import Judge, Planner, finite_costs
-from sim2real.world_model.ensemble import EnsembleDynamics
-from sim2real.world_model.transition_ensemble import TransitionEnsemble
 
 
 class MPPI(Planner):
@@ -30,7 +28,7 @@ class MPPI(Planner):
 
     def __init__(
         self,
-        model: Foresight | EnsembleDynamics | TransitionEnsemble,
+        model: Model,
         cost: Cost,
         limit: Array,
         *,

@@ -13,10 +13,8 @@ from sim2real.episodes import Array
 from sim2real.errors import ModelError, NonFiniteError
 from sim2real.estimation import Estimate
 from sim2real.planning.costs import Cost
-from sim2real.planning.foresight import Foresight, foresight
+from sim2real.planning.foresight import Model, foresight
 from sim2real.planning.objective import Objective, Risk
-from sim2real.world_model.ensemble import EnsembleDynamics
-from sim2real.world_model.transition_ensemble import TransitionEnsemble
 
 Judge = Callable[[Tensor], Tensor]
 
@@ -49,7 +47,7 @@ class Planner:
 
     def __init__(
         self,
-        model: Foresight | EnsembleDynamics | TransitionEnsemble,
+        model: Model,
         cost: Cost,
         limit: Array,
         *,

@@ -10,10 +10,8 @@ from torch import Tensor
 from sim2real.episodes import Array
 from sim2real.errors import ModelError
 from sim2real.planning.costs import Cost
-from sim2real.planning.foresight import Foresight
+from sim2real.planning.foresight import Model
 from sim2real.planning.planner import Judge, Planner, finite_costs
-from sim2real.world_model.ensemble import EnsembleDynamics
-from sim2real.world_model.transition_ensemble import TransitionEnsemble
 
 
 class PredictiveSampling(Planner):
@@ -30,7 +28,7 @@ class PredictiveSampling(Planner):
 
     def __init__(
         self,
-        model: Foresight | EnsembleDynamics | TransitionEnsemble,
+        model: Model,
         cost: Cost,
         limit: Array,
         *,
@@ -68,7 +66,7 @@ class GradientShooting(Planner):
 
     def __init__(
         self,
-        model: Foresight | EnsembleDynamics | TransitionEnsemble,
+        model: Model,
         cost: Cost,
         limit: Array,
         *,

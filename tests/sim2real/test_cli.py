@@ -113,28 +113,46 @@ def test_finetune_tells_before_and_after_and_what_was_forgotten(
     assert re.search(r"fine-tuning \(anchored\) (accepted|refused): CRPS", done.stdout), done.stdout
 
 
-@pytest.mark.parametrize("name", ["finetuned", "rehearsed_model"])
-def test_a_saved_model_is_tuned_in_place_of_one_that_is_trained(
-    name: str, finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Whether it starts from an observer or looks back, it is scored, drawn and controls as any other."""
-    (run,) = finished[0].glob("*/")
-    saved = f"finetune.model={run / 'model' / name}"
-    done = called("finetune", PENDULUM, *SMALL, saved, cwd=tmp_path, capsys=capsys)
+def tuned_in_place(
+    name: str, finished: Path, place: Path, capsys: pytest.CaptureFixture[str], *more: str
+) -> tuple[Path, tuple[object, ...]]:
+    """Fine-tune a model of the finished run; return where the new run is, and with what it was called."""
+    (run,) = finished.glob("*/")
+    asked = (PENDULUM, *SMALL, f"finetune.model={run / 'model' / name}", *more)
+    done = called("finetune", *asked, cwd=place, capsys=capsys)
     assert done.returncode == 0, done.stderr
-    (new,) = (tmp_path / "runs").glob("*/")
+    (new,) = (place / "runs").glob("*/")
     weights = "model.safetensors"
     assert (new / "model" / "pretrained" / weights).read_bytes() == (run / "model" / name / weights).read_bytes()
+    return new, asked
+
+
+def test_a_saved_model_is_tuned_in_place_of_one_that_is_trained(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, _ = tuned_in_place("finetuned", finished[0], tmp_path, capsys)
     page = (new / "finetuning.html").read_text()
     assert page.count("worst second</h3>") == 1
     assert page.count('<script type="application/json" data-plot=') == 3  # scores, a typical window, the worst
+
+
+def test_a_saved_model_that_looks_back_is_tuned_and_controls_behind_a_safety_filter(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     safe = ("control.limit=14", "control.safety={velocity: [12], rate: [200]}", "control.planner=icem")
-    done = called("control", PENDULUM, *SMALL, saved, *safe, cwd=tmp_path, capsys=capsys)
+    _, asked = tuned_in_place("rehearsed_model", finished[0], tmp_path, capsys, *safe)
+    done = called("control", *asked, cwd=tmp_path, capsys=capsys)
     assert done.returncode == 0, done.stderr
     assert re.search(r"after: the safety filter stepped in: .*rate \d+", done.stdout), done.stdout
     assert "stopped" not in done.stdout
+
+
+def test_limits_that_a_robot_cannot_keep_are_refused_before_anything_takes_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weak = called("control", PENDULUM, *SMALL, "control.safety={velocity: [12]}", cwd=tmp_path, capsys=capsys)
     _refused(weak, 1, "efforts of [3.0] cannot hold pendulum everywhere within its limits")
+    assert not list(tmp_path.glob("runs/*/stages/identify.json"))
 
 
 def test_a_saved_model_of_another_robot_is_refused_before_anything_takes_time(
