@@ -10,7 +10,7 @@ from torch import Tensor
 from sim2real.episodes import Array
 from sim2real.planning.costs import Cost
 from sim2real.planning.foresight import Model
-from sim2real.planning.planner import Judge, Planner, coloured, finite_costs
+from sim2real.planning.planner import Judge, Planner, coloured, finite_costs, moved_on
 
 
 class ICEM(Planner):
@@ -61,11 +61,10 @@ class ICEM(Planner):
         if self._mean is None or len(self._mean) != n:
             self._mean, self._best = torch.zeros_like(self.plan), None
         else:
-            self._mean = torch.cat([self._mean[:, 1:], self._mean[:, -1:]], 1)
+            self._mean = moved_on(self._mean)
         if self._best is not None:
-            self._best = torch.cat([self._best[:, :, 1:], self._best[:, :, -1:]], 2)
+            self._best = moved_on(self._best)
         self._spread = (self.noise * self.limit).expand_as(self._mean)
-        self._cost = torch.full((n,), torch.inf)
 
     def improve(self, plan: Tensor, judge: Judge, iteration: int) -> Tensor:
         assert self._mean is not None
@@ -90,7 +89,4 @@ class ICEM(Planner):
         self._mean = keep * self._mean + (1 - keep) * found.mean(0)
         self._spread = keep * self._spread + (1 - keep) * found.std(0)
         self._best = found[: self.kept]
-        lowest = torch.take_along_dim(cost, order[:1], 0)[0]
-        better = lowest < self._cost
-        self._cost = torch.where(better, lowest, self._cost)
-        return torch.where(better[:, None, None], found[0], plan)
+        return self.best_of(plan, found[0], torch.take_along_dim(cost, order[:1], 0)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +20,7 @@ from sim2real.planning.objective import Objective, Risk
 Judge = Callable[[Tensor], Tensor]
 
 
-class Planner:
+class Planner(ABC):
     """A `Policy` that plans T steps ahead at every step, from the plan before; for n plants at once.
 
     Subclasses say how a plan is improved. Commands never leave [-limit, limit].
@@ -80,8 +81,10 @@ class Planner:
         if self.plan is None or len(self.plan) != n:
             self.plan = torch.zeros(n, self.steps, len(self.limit))
         else:
-            self.plan = torch.cat([self.plan[:, 1:], self.plan[:, -1:]], 1)
+            self.plan = moved_on(self.plan)
+        self._lowest = torch.full((n,), torch.inf)
 
+    @abstractmethod
     def improve(self, plan: Tensor, judge: Judge, iteration: int) -> Tensor:
         """Return a better plan (n, T, A).
 
@@ -90,11 +93,12 @@ class Planner:
             judge: what plans (C, n, T, A) cost, (C, n).
             iteration: from 0.
         """
-        raise NotImplementedError
 
-    def first(self, plan: Tensor) -> Tensor:
-        """Return the commands (n, A) that are sent of a plan."""
-        return plan[:, 0]
+    def best_of(self, plan: Tensor, rival: Tensor, cost: Tensor) -> Tensor:
+        """Return the best plan of this step: that so far, or a rival where its cost (n,) is below all before."""
+        better = cost < self._lowest
+        self._lowest = torch.where(better, cost, self._lowest)
+        return torch.where(better[:, None, None], rival, plan)
 
     @torch.no_grad()
     def act(self, estimate: Estimate, t: float) -> Array:
@@ -115,7 +119,7 @@ class Planner:
             plan = self.improve(plan, judge, i)
             slowest, self.done = max(slowest, time.perf_counter() - begun), i + 1
         self.plan = plan
-        command = self.first(plan).double().numpy()
+        command = plan[:, 0].double().numpy()
         if self.deadline is not None:
             self.overruns += 1e3 * (time.perf_counter() - clock) > self.deadline
         return np.asarray(command)
@@ -123,6 +127,11 @@ class Planner:
     def clipped(self, plans: Tensor) -> Tensor:
         """Return plans within the limits."""
         return torch.maximum(torch.minimum(plans, self.limit), -self.limit)
+
+
+def moved_on(plans: Tensor) -> Tensor:
+    """Return plans (..., T, A) a step later; the last command is held."""
+    return torch.cat([plans[..., 1:, :], plans[..., -1:, :]], -2)
 
 
 def finite_costs(cost: Tensor) -> Tensor:

@@ -79,10 +79,6 @@ class GradientShooting(Planner):
             raise ModelError("gradient shooting needs a differentiable model; plan on a simulator by sampling")
         self.noise, self.rate = noise, rate
 
-    def begin(self, n: int) -> None:
-        super().begin(n)
-        self._cost = torch.full((n,), torch.inf)
-
     def improve(self, plan: Tensor, judge: Judge, iteration: int) -> Tensor:
         if iteration == 0:
             white = torch.randn(self.candidates, *plan.shape, generator=self.generator)
@@ -96,9 +92,7 @@ class GradientShooting(Planner):
             (self._free.grad,) = torch.autograd.grad(torch.where(torch.isfinite(cost), cost, 0.0).sum(), self._free)
         now = self._free.detach() * self.limit
         lowest, best = finite_costs(cost.detach()).min(0)
-        better = lowest < self._cost
         found = torch.take_along_dim(now, best[None, :, None, None], 0)[0]
-        self._cost = torch.where(better, lowest, self._cost)
         self._adam.step()
         self._free.data = torch.nan_to_num(self._free.data).clamp(-1, 1)
-        return torch.where(better[:, None, None], found, plan)
+        return self.best_of(plan, found, lowest)
