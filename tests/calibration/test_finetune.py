@@ -244,6 +244,18 @@ def test_the_gate_refuses_one_horizon_that_gets_worse(worst: float, accepted: bo
         assert "but by +6.0 % at 0.5 s" in reason
 
 
+def test_the_gate_does_not_refuse_a_horizon_for_bad_luck() -> None:
+    """Worse on average at 0.5 s, but because of one block of twenty."""
+    ratio = np.full((200, 4), 0.5)
+    ratio[:10, 2] = 14.0
+    assert ratio[:, 2].mean() > 1.1
+    found, reason = decide(ratio[..., None] * np.ones(2))
+    assert found, reason
+    # the same rise, spread evenly over the blocks, is believed
+    ratio[:, 2] = ratio[:, 2].mean()
+    assert not decide(ratio[..., None] * np.ones(2))[0]
+
+
 def test_the_gate_refuses_luck() -> None:
     # one block of twenty is much better, the others slightly worse: better on average, not in most resampled blocks
     ratio = np.full((200, 1), 1.01)
