@@ -1,0 +1,272 @@
+"""A safety filter that trusts neither the model nor the planner: what it lets through can still be stopped in time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim2real.episodes import Array
+from sim2real.estimation import Estimate
+from sim2real.planning.policy import Policy
+from sim2real.randomization import RobotModel
+from sim2real.safety.braking import Braking, Dynamics
+from sim2real.safety.clearance import Clearance
+from sim2real.safety.limits import Limits
+from sim2real.safety.watchdog import Watchdog
+
+# Shares of the way from braking to what was asked for.
+SHARES = np.linspace(1, 0, 32, endpoint=False)[1:]
+# Stretches that the way to a standstill is looked at in.
+STRETCHES = 8
+# Share of the way between its stops, and of its velocity, that a joint keeps away from them; how soon it is back [s].
+AWAY, BACK = 0.02, 0.1
+
+
+class SafetyFilter:
+    """A `Policy` around a policy: commands pass if the robot can still stop in time afterwards, else it brakes.
+
+    - Efforts and their rate are clipped; braking is not held to the rate.
+    - After every command, the joints must be able to stop before their stops, and be within their velocities, by the
+      model's acceleration and what the margin adds to it or takes from it. Where they would not, the command goes only
+      as far from braking as it may.
+    - Where a clearance is to be kept, so must it be all along the way to a standstill, as slowly and as quickly as the
+      robot may stop.
+    - Commands that are still on their way are followed to where they lead first.
+    - Readings that are not finite, late, frozen or jump, and a policy that throws or returns what is no command, latch the
+      emergency stop: the robot brakes and is held, until `release`. Without readings it brakes by dead reckoning.
+
+    It knows the robot's dynamics, but neither the world model nor the planner.
+
+    Args:
+        policy: what to filter; for as many plants as are asked for.
+        limits: of the driven joints.
+        robot: with hinges and slides, and motors.
+        period: of the loop [s].
+        margin: by which each body, and what joints rub, may differ from the model's.
+        delay: from a command to its effect [s]; whole periods are reckoned with.
+
+    Attributes:
+        braking: how the robot stops.
+        clearance: that is kept; None where none is to be.
+        inside: what joints are kept within, (A,) below and (A,) above; a little less than their stops.
+        fastest: (A,) velocity that is kept; a little less than the limit.
+        stopped: why the emergency stop is latched; None while it is not.
+        interventions: how often a command was changed, by reason.
+
+    Raises:
+        ModelError: as `Braking`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        limits: Limits,
+        robot: RobotModel,
+        period: float,
+        margin: float = 0.2,
+        delay: float = 0.0,
+    ) -> None:
+        self.policy, self.limits, self.period = policy, limits, period
+        self.braking = Braking(robot, limits, margin)
+        self._effort, self._rate = np.asarray(limits.effort, float), np.asarray(limits.rate, float) * period
+        low, high = np.asarray(limits.position, float).T
+        self.fastest = (1 - AWAY) * np.asarray(limits.velocity, float)
+        width = AWAY * np.where(np.isfinite(high - low), high - low, 0.0)
+        self.inside = low + width, high - width
+        self._flying_for = math.ceil(delay / period - 1e-6)
+        self._watchdog = Watchdog(self.braking, limits, period)
+        self.clearance = None if limits.clearance is None else Clearance(robot, limits.clearance, limits.workspace)
+        self.interventions: dict[str, int] = {}
+        self.stopped: str | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the past, but not an emergency stop."""
+        self.policy.reset()
+        self._held: dict[int, Array] = {}  # where plants are held after an emergency stop
+        self._sent: list[Array] = []  # as many as are on their way, and the last one
+        self._known: Array | None = None  # where the robot is, by dead reckoning where it cannot be read
+        self._watchdog.forget()
+
+    def release(self) -> None:
+        """Take the emergency stop back."""
+        self.stopped = self._known = None
+        self._held = {}
+        self._watchdog.forget()
+
+    def stop(self, reason: str) -> None:
+        """Latch the emergency stop."""
+        self.stopped = self.stopped or reason
+
+    def act(self, estimate: Estimate, t: float) -> Array:
+        """Return commands (n, A) that are safe."""
+        state = np.asarray(estimate.state, float)
+        n, actions = len(state), len(self._effort)
+        if not self._sent or len(self._sent[0]) != n:
+            self._sent, self._known = [np.zeros((n, actions))] * max(self._flying_for, 1), None
+            self._watchdog.forget()
+        wrong, blind = self._watchdog.look(estimate, t, self._known, self._sent[0])
+        if wrong is not None:
+            self.stop(wrong)
+        asked = None if self.stopped else self._ask(estimate, t)
+        if blind and self._known is None:  # nothing was ever known
+            return self._note(np.zeros((n, actions)))
+        at = self._known if blind and self._known is not None else state
+        braking, out, self._known = self.braking, np.empty((n, actions)), np.empty_like(state)
+        for i in range(n):
+            there, here = at[i], braking.dynamics(at[i])
+            first = here
+            for sent in self._sent[-self._flying_for :] if self._flying_for else ():
+                there = braking.after(there, here, sent[i], self.period)
+                here = braking.dynamics(there)
+            out[i] = self._one(i, there, here, None if asked is None else asked[i], blind)
+            acts = self._sent[0][i] if self._flying_for else out[i]
+            self._known[i] = braking.after(at[i], first, acts, self.period)
+        return self._note(out)
+
+    def _note(self, sent: Array) -> Array:
+        self._sent = [*self._sent[1:], sent]
+        return sent.copy()
+
+    def _ask(self, estimate: Estimate, t: float) -> Array | None:
+        try:
+            command = np.asarray(self.policy.act(estimate, t), float)
+        except Exception as error:  # whatever a policy throws must not reach the robot
+            self.stop(f"the policy failed: {type(error).__name__}: {error}")
+            return None
+        if command.shape != (len(estimate.state), len(self._effort)) or not np.isfinite(command).all():
+            self.stop("the policy returned what is no command")
+            return None
+        return command
+
+    def _one(self, i: int, state: Array, here: Dynamics, asked: Array | None, blind: bool) -> Array:
+        """Return a safe command (A,) for plant i, that will be at `state` (X,) when it takes effect."""
+        braking, half = self.braking, len(state) // 2
+        q, v = state[:half][braking.driven], state[half:][braking.driven]
+        if asked is None:
+            self._count("emergency stop")
+            # what is only reckoned is no place to go back to
+            return self._brake(here, q if blind else self._place(i, q, v), q, v)
+        limited = np.minimum(np.maximum(asked, -self._effort), self._effort)
+        if (limited != asked).any():
+            self._count("effort")
+        sent = self._sent[-1][i]
+        slower = np.minimum(np.maximum(limited, sent - self._rate), sent + self._rate)
+        if (slower != limited).any():
+            self._count("rate")
+        known = braking.within(state)
+        if known and self._safe(state, here, slower[None])[0]:
+            return slower
+        self._count("braking")
+        brake = self._brake(here, q, q, v)
+        if not known:
+            return brake
+        # the furthest way from braking to what was asked for that is safe
+        commands = brake + SHARES[:, None] * (slower - brake)
+        found = self._safe(state, here, commands)
+        return np.asarray(commands[int(found.argmax())] if found.any() else brake)
+
+    def _brake(self, here: Dynamics, place: Array, q: Array, v: Array) -> Array:
+        """Return the command that brakes, and goes to a place within the stops."""
+        low, high = self.inside
+        back = (np.minimum(np.maximum(place, low), high) - q) / BACK
+        return self.braking.command(here, back - v, self.period)
+
+    def _safe(self, state: Array, here: Dynamics, commands: Array) -> NDArray[np.bool_]:
+        """Return which of commands (S, A) are safe; with a clearance, no more than the first one of them."""
+        driven, half = self.braking.driven, len(state) // 2
+        change = here.acceleration(commands)
+        change, unsure = change[:, driven], here.unsure(change)[:, driven]
+        found = self._can_stop(state[:half][driven], state[half:][driven], change, unsure)
+        if self.clearance is not None and found.any():
+            found = self._first_away(state, change, unsure, found)
+        return found
+
+    def _place(self, i: int, q: Array, v: Array) -> Array:
+        """Return where plant i is held: each joint where it first stood still."""
+        stands = np.abs(v) <= self.period * self.braking.deceleration
+        kept = self._held.setdefault(i, np.full_like(q, np.nan))
+        kept[:] = np.where(np.isnan(kept) & stands, q, kept)
+        return np.where(np.isnan(kept), q, kept)
+
+    def _can_stop(self, q: Array, v: Array, acceleration: Array, unsure: Array) -> NDArray[np.bool_]:
+        """Return whether joints are within their limits after a period of (S, A), and can still stop before they leave
+        them: (S,)."""
+        dt, slows, (low, high) = self.period, self.braking.deceleration, self.inside
+        fast, slow = v + dt * (acceleration + unsure), v + dt * (acceleration - unsure)
+        # the furthest that a period takes it, and then its braking distance
+        highest = q + dt * np.maximum(np.maximum(v, fast), 0) + np.maximum(fast, 0) ** 2 / (2 * slows)
+        lowest = q + dt * np.minimum(np.minimum(v, slow), 0) - np.minimum(slow, 0) ** 2 / (2 * slows)
+        within = (highest <= high) & (lowest >= low) & (fast <= self.fastest) & (slow >= -self.fastest)
+        return np.asarray(within.all(-1))
+
+    def _first_away(self, state: Array, change: Array, unsure: Array, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the first of accelerations (S, A), the furthest from braking first, that keep away: (S,).
+
+        What is closer to braking keeps away where it does further from it; that is what halving relies on.
+        """
+        rows = np.flatnonzero(among)
+        out, low, high = np.zeros(len(among), bool), 0, len(rows)
+        while low < high:
+            middle = (low + high) // 2
+            if self._keeps_away(state, change[rows[middle]], unsure[rows[middle]]):
+                high = middle
+            else:
+                low = middle + 1
+        if low < len(rows):
+            out[rows[low]] = True
+        return out
+
+    def _keeps_away(self, state: Array, change: Array, unsure: Array) -> bool:
+        """Return whether the clearance is kept through a period of acceleration `change`, and until a standstill."""
+        assert self.clearance is not None
+        braking = self.braking
+        return all(
+            self.clearance.kept(stopping(state, braking.driven, a, slows, self.period))
+            for a, slows in (
+                (change - unsure, braking.deceleration),
+                (change + unsure, braking.deceleration),
+                (change, braking.quickest),
+            )
+        )
+
+    def _count(self, reason: str) -> None:
+        self.interventions[reason] = self.interventions.get(reason, 0) + 1
+
+
+def stopping(state: Array, driven: NDArray[np.int_], change: Array, slows: Array, period: float) -> Array:
+    """Return the way (S + 1, V) of all joints from a state (X,) through a period, and on until the driven ones stand.
+
+    Args:
+        state: positions, then velocities.
+        driven: (A,) joints that brake; the others are left where they are.
+        change: (A,) acceleration in the period.
+        slows: (A,) deceleration after it.
+        period: [s].
+    """
+    half = len(state) // 2
+    q, v = state[:half][driven], state[half:][driven]
+    after = v + period * change
+    stands = np.abs(after) / slows
+    t = np.minimum(np.linspace(0, 1, STRETCHES + 1)[:, None] * stands.max(), stands)
+    way = np.tile(state[:half], (STRETCHES + 2, 1))
+    way[1:, driven] = q + 0.5 * period * (v + after) + after * t - 0.5 * np.sign(after) * slows * t**2
+    return way
+
+
+def viable(safety: SafetyFilter, states: Array) -> NDArray[np.bool_]:
+    """Return from which states (n, X) braking at once keeps what the filter keeps: (n,)."""
+    half, driven = states.shape[1] // 2, safety.braking.driven
+    q, v = states[:, :half][:, driven], states[:, half:][:, driven]
+    low, high = safety.inside
+    reach = v * np.abs(v) / (2 * safety.braking.deceleration) + v * safety.period
+    within = (np.maximum(q, q + reach) <= high) & (np.minimum(q, q + reach) >= low)
+    good = np.asarray((within & (np.abs(v) <= safety.fastest)).all(1))
+    if safety.clearance is not None:
+        none = np.zeros(len(driven))
+        for i in np.flatnonzero(good):
+            way = stopping(states[i], driven, none, safety.braking.deceleration, safety.period)
+            good[i] = safety.clearance.kept(way)
+    return good
