@@ -9,7 +9,7 @@ Violations are those of the simulation, substep by substep: stops, velocities, e
 
 - `pendulum`, `cartpole`, `two_link_arm`: limits alone.
 - `arm_and_post`: the two-link arm beside a post that it must not touch.
-- `franka`: limits, the arm itself, a floor and a post; from the assets of genesis-world, with motors in place of servos.
+- `franka`: limits, the arm itself, a floor and a post; from the assets of genesis-world, with motors for servos.
 
 Then milliseconds a call: limits alone, and with clearances.
 """
@@ -33,11 +33,12 @@ from sim2real.estimation import Estimate
 from sim2real.plant import Plant
 from sim2real.randomization import RobotModel
 from sim2real.randomization.mujoco_model import load_spec
-from sim2real.safety import Braking, Clearance, Limits, SafetyFilter, viable
+from sim2real.safety import Clearance, Limits, SafetyFilter, viable
 
 PERIOD, SUBSTEP, OFF = 0.02, 0.002, 0.2
 # Robots that go at once, and periods that each of them goes on for.
 PLANTS, PERIODS = 50, 50
+COUNTED = ("states", "refused", "interventions", "stops", "velocities", "efforts")
 
 
 @dataclass
@@ -134,14 +135,14 @@ def started(guard: SafetyFilter, limits: Limits, rng: np.random.Generator) -> tu
     return np.concatenate(kept)[:PLANTS], refused
 
 
-def assail(robot: RobotModel, limits: Limits, many: int, seed: int) -> dict[str, float]:
+def assail(robot: RobotModel, limits: Limits, many: int, seed: int) -> dict[str, int]:
     """Send what is not safe to robots that are not as the model has them, and count what goes wrong."""
     rng = np.random.default_rng(seed)
     guard = SafetyFilter(Shoves(np.asarray(limits.effort), rng), limits, robot, PERIOD, margin=OFF)
     plant = Plant(robot, timestep=SUBSTEP, threads=1)
     low, high = np.asarray(limits.position, float).T
     masses = [m for m in plant.nominal() if m.endswith(".mass") and plant.nominal()[m] > 0]
-    out = {"states": 0, "refused": 0, "stops": 0, "velocities": 0, "efforts": 0, "touching": 0, "interventions": 0}
+    out = dict.fromkeys((*COUNTED, "touching"), 0)
     while out["states"] < many:
         states, refused = started(guard, limits, rng)
         running = plant.start(PLANTS, {m: plant.nominal()[m] * rng.uniform(1 - OFF, 1 + OFF, PLANTS) for m in masses})
@@ -190,15 +191,16 @@ def main() -> None:
     options = parser.parse_args()
     chosen = {name: case for name, case in cases().items() if options.robots is None or name in options.robots}
     result: dict[str, Any] = {"robots": {}}
-    print(f"{'':14s}{'states':>9s}{'refused':>9s}{'braked':>9s}{'stops':>7s}{'speeds':>7s}{'efforts':>8s}{'touch':>7s}", end="")
-    print(f"{'ms p50':>9s}{'p99':>7s}{'without clearance':>19s}", flush=True)
+    heads = ("states", "refused", "braked", "stops", "speeds", "efforts", "touch", "ms p50", "p99")
+    print(f"{'':14s}" + "".join(f"{h:>9s}" for h in heads) + f"{'without clearance':>19s}", flush=True)
     for name, (robot, limits) in chosen.items():
         r = assail(robot, limits, options.states // len(chosen), options.seed)
         took, alone = milliseconds(robot, limits), milliseconds(robot, replace(limits, clearance=None))
         result["robots"][name] = r | {"ms": took, "ms_limits_only": alone}
         print(
-            f"{name:14s}{r['states']:9d}{r['refused']:9d}{r['interventions']:9d}{r['stops']:7d}{r['velocities']:7d}"
-            f"{r['efforts']:8d}{r['touching']:7d}{took['p50']:9.3f}{took['p99']:7.3f}{alone['p50']:12.3f}{alone['p99']:7.3f}",
+            f"{name:14s}"
+            + "".join(f"{r[k]:9d}" for k in (*COUNTED, "touching"))
+            + f"{took['p50']:9.3f}{took['p99']:9.3f}{alone['p50']:11.3f}{alone['p99']:8.3f}",
             flush=True,
         )
     if options.json:

@@ -141,6 +141,7 @@ class BackOff:
     Attributes:
         doubts: (n, 2 D) of each period so far.
         shares: (n,) of the plan in what was sent, of each period so far.
+        plan: (n, T, A) what is planned to be sent; None before the first period.
 
     Raises:
         ModelError: the planner is not on an `EnsembleDynamics`.
@@ -173,19 +174,25 @@ class BackOff:
         self.doubts: list[Array] = []
         self.shares: list[Array] = []
         self._level: Array | None = None
+        self.plan: Tensor | None = None
 
     def act(self, estimate: Estimate, t: float) -> Array:
         """Return commands (n, A)."""
         wanted = self.planner.act(estimate, t)
         assert self.planner.plan is not None
-        self.doubts.append(self._doubts.seen(estimate, self.planner.plan.double().numpy()))
+        self.plan = self.planner.plan
+        self.doubts.append(self._doubts.seen(estimate, self.plan.double().numpy()))
         if self.calm is None:
             self.shares.append(np.ones(len(wanted)))
             return wanted
         share = self._share(self.calm.alarm(self.doubts[-1]))
         self.shares.append(share)
         safe = self.fallback.act(estimate, t)
-        return np.asarray(safe + share[:, None] * (wanted - safe))
+        sent = np.asarray(safe + share[:, None] * (wanted - safe))
+        # where it backs off, the plan is not to be followed further
+        as_planned = torch.as_tensor(share == 1.0)[:, None, None]
+        self.plan = torch.where(as_planned, self.plan, torch.as_tensor(sent, dtype=self.plan.dtype)[:, None])
+        return sent
 
     def _share(self, alarm: Array) -> Array:
         """Return how much of the plan to send (n,), with hysteresis."""

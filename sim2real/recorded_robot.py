@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ import gymnasium as gym
 import numpy as np
 
 from sim2real.control import Tracker
+from sim2real.control_loop import ControlLoop
 from sim2real.episodes import Array
-from sim2real.errors import LogError, ModelError, NonFiniteError, ParameterError, SafetyError
+from sim2real.errors import LogError, ModelError, ParameterError, SafetyError
 from sim2real.estimation import Estimate
 from sim2real.evaluation import HORIZONS
 from sim2real.logs import read_logs
@@ -124,38 +124,18 @@ class RecordedRobot:
             model.encoder.estimator(), config.timestep,
             history=config.history, actions=config.actions, lookback=config.lookback,
         )  # fmt: skip
-        columns = [observed.index(c) for c in self.channels]
         mixed = Turns(policy, fallback, share, max(round(self.segment / config.timestep), 1))
         sent = guard(mixed)
+        columns = [observed.index(c) for c in self.channels]
+        loop = ControlLoop(recorder, sent, tracker, columns, self.clock)
         while _seconds(folder) < self.seconds - 0.5 * config.timestep:
             rng = np.random.default_rng([seed, len(list(folder.glob("episode_*.parquet")))])
-            tracker.reset()
-            sent.reset()
             mixed.rng = rng
-            self._episode(recorder, tracker, sent, columns, int(rng.integers(2**31)))
+            loop.run(self.episode, seed=int(rng.integers(2**31)))
+            recorder.end()
             stopped = getattr(sent, "stopped", None)
             if stopped is not None:
                 raise SafetyError(f"the robot was stopped: {stopped}; mend it, and go on with the same command")
-
-    def _episode(
-        self, recorder: RecordEpisodes, tracker: Tracker, policy: Policy, columns: Sequence[int], seed: int
-    ) -> None:
-        space, dt = self.env.action_space, tracker.period
-        assert isinstance(space, gym.spaces.Box)
-        observation, _ = recorder.reset(seed=seed)
-        begun = time.monotonic()
-        for k in range(round(self.episode / dt)):
-            now = time.monotonic() - begun if self.clock == "wall" else k * dt
-            estimate = tracker.read(np.asarray(observation, float)[None, columns])
-            command = policy.act(estimate, now)
-            if not np.isfinite(command).all():
-                raise NonFiniteError(f"a command that is not finite after {k * dt:.2f} s; it was not sent")
-            command = np.clip(command, space.low, space.high)
-            tracker.send(command)
-            observation, _, terminated, truncated, _ = recorder.step(command[0].astype(space.dtype))
-            if terminated or truncated:
-                break
-        recorder.end()
 
 
 class Turns:

@@ -4,6 +4,7 @@
 - `foresight.py`: where plans lead, by a world model of either kind or the simulator
 - `objective.py`: both together: what a plan costs, and how members' doubts count
 - `planner.py`: what planners share; `mppi.py`, `icem.py` and `shooting.py` improve plans
+- `process.py`: any of them in a process of its own
 - `policy.py`: what all of them are
 """
 
@@ -14,6 +15,7 @@ from sim2real.planning.mppi import MPPI
 from sim2real.planning.objective import Objective
 from sim2real.planning.planner import Planner
 from sim2real.planning.policy import Damping, Policy
+from sim2real.planning.process import PlannerProcess
 from sim2real.planning.shooting import GradientShooting, PredictiveSampling
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "OfSimulator",
     "OfStates",
     "Planner",
+    "PlannerProcess",
     "Policy",
     "PredictiveSampling",
     "Quadratic",

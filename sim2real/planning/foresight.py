@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -154,6 +154,9 @@ class OfSimulator:
 
     def look(self, estimate: Estimate) -> Outlook:
         return _FromPlant(self, estimate)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_running": None}  # plants at work cannot be sent to another process
 
     def running(self, each: int) -> RunningPlant:
         """Return plants at work, so many for each draw; the same ones as long as the number stays."""

@@ -94,6 +94,8 @@ class Braking:
         robot: whose dynamics are known, up to `margin`; its actuators are motors.
         limits: of the driven joints.
         margin: by which each body, and what joints rub, may differ from the model's.
+        fade: time in which the last of a velocity fades [s]; a few periods, so that lagging estimates do not make the
+            robot tremble.
 
     Attributes:
         time: from the limit of velocity to rest [s].
@@ -105,11 +107,11 @@ class Braking:
             limited, or the efforts cannot stop and hold the robot everywhere.
     """
 
-    def __init__(self, robot: RobotModel, limits: Limits, margin: float = 0.2) -> None:
+    def __init__(self, robot: RobotModel, limits: Limits, margin: float = 0.2, fade: float = 0.06) -> None:
         if not 0 <= margin < 1:
             raise ModelError(f"expected a margin from 0 to below 1, found {margin:g}")
         mj = robot.mj
-        self.robot, self.margin = robot, margin
+        self.robot, self.margin, self.fade = robot, margin, fade
         self.driven, self.effort = robot.driven, np.asarray(limits.effort, float)
         self._gear = _gears(robot, self.effort)
         self._free = np.setdiff1d(np.arange(mj.nv), self.driven)
@@ -151,11 +153,23 @@ class Braking:
         pulls = np.concatenate([_times(pushed, fall) + _times(turned, wrench), rubs[None]])
         return self._full.copy(), data.qfrc_bias + rubs, pushed @ at + turned @ tensor @ turn, pulls
 
-    def command(self, here: Dynamics, slower: Array, period: float) -> Array:
-        """Return the command (A,) that changes velocities by `slower` (A,), as fast as joints may be slowed down."""
+    def distance(self, speed: Array) -> Array:
+        """Return how far joints get (..., A) from a speed (..., A) until they stand: steadily, then fading."""
+        fades = self.deceleration * self.fade
+        steady = (speed**2 / self.deceleration + fades * self.fade) / 2
+        return np.where(speed > fades, steady, speed * self.fade)
+
+    def command(self, here: Dynamics, slower: Array, push: Array | float = 0.0) -> Array:
+        """Return the command (A,) that lets velocities change by `slower` (A,), as fast as joints may be slowed down.
+
+        Args:
+            here: the dynamics.
+            slower: (A,) [rad/s or m/s].
+            push: (A,) acceleration on top of it [rad/s² or m/s²].
+        """
         _, most = here.slowing(self.deceleration, np.where(slower < 0, -1.0, 1.0))
         most = np.abs(most)
-        sent = here.command(np.minimum(np.maximum(slower / period, -most), most))
+        sent = here.command(np.minimum(np.maximum(slower / self.fade, -most), most) + push)
         return np.asarray(np.minimum(np.maximum(sent, -self.effort), self.effort))
 
     def after(self, state: Array, here: Dynamics, command: Array, period: float) -> Array:
@@ -194,8 +208,8 @@ class Braking:
         short, long = 1e-3, 100.0
         if not enough(long):
             raise ModelError(
-                f"efforts of {self.effort.tolist()} cannot stop and hold {self.robot.name} everywhere within its limits "
-                f"if it differs from its model by {self.margin:.0%}; allow more effort, less velocity, or less margin"
+                f"efforts of {self.effort.tolist()} cannot stop and hold {self.robot.name} everywhere within its "
+                f"limits if it differs from its model by {self.margin:.0%}; allow more effort, less velocity or margin"
             )
         for _ in range(HALVINGS):
             middle = float(np.sqrt(short * long))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import mujoco
 import numpy as np
@@ -71,12 +72,14 @@ class Clearance:
         free = np.setdiff1d(np.flatnonzero(moved), robot.driven)
         slides = free[mj.jnt_type[free] == int(mujoco.mjtJoint.mjJNT_SLIDE)]
         if len(slides):
-            raise ModelError(f"{robot.joint_names[slides[0]]} of {robot.name} slides undriven: no clearance can be kept")
+            raise ModelError(
+                f"{robot.joint_names[slides[0]]} of {robot.name} slides undriven: no clearance can be kept"
+            )
         self._anywhere = free
 
     def kept(self, path: Array) -> bool:
         """Return whether the distance is kept all along a path (S + 1, V) of joint positions, straight in between."""
-        stretches = [(a, b, 0) for a, b in zip(path[:-1], path[1:], strict=True)]
+        stretches = [(a, b, 0) for a, b in pairwise(path)]
         while stretches:
             start, end, depth = stretches.pop()
             middle, half = 0.5 * (start + end), 0.5 * np.abs(end - start)
@@ -90,7 +93,7 @@ class Clearance:
         return True
 
     def _room(self, at: Array, half: Array) -> tuple[float, float]:
-        """Return how much more than the distance there is at positions (V,), and surely within `half` (V,) of it [m]."""
+        """Return how much more than the distance there is at positions (V,), and surely `half` (V,) around [m]."""
         mj, data = self._mj, self._data
         data.qpos[:] = at
         mujoco.mj_kinematics(mj, data)

@@ -22,6 +22,10 @@ SHARES = np.linspace(1, 0, 32, endpoint=False)[1:]
 STRETCHES = 8
 # Share of the way between its stops, and of its velocity, that a joint keeps away from them; how soon it is back [s].
 AWAY, BACK = 0.02, 0.1
+# Periods in which the last of a velocity fades.
+FADE = 3
+# How soon what keeps a robot from its place is made up for, once it is held [s].
+LEARNED = 0.3
 
 
 class SafetyFilter:
@@ -34,8 +38,8 @@ class SafetyFilter:
     - Where a clearance is to be kept, so must it be all along the way to a standstill, as slowly and as quickly as the
       robot may stop.
     - Commands that are still on their way are followed to where they lead first.
-    - Readings that are not finite, late, frozen or jump, and a policy that throws or returns what is no command, latch the
-      emergency stop: the robot brakes and is held, until `release`. Without readings it brakes by dead reckoning.
+    - Readings that are not finite, late, frozen or jump, and a policy that throws or returns what is no command, latch
+      the emergency stop: the robot brakes and is held, until `release`. Without readings it brakes by dead reckoning.
 
     It knows the robot's dynamics, but neither the world model nor the planner.
 
@@ -69,7 +73,7 @@ class SafetyFilter:
         delay: float = 0.0,
     ) -> None:
         self.policy, self.limits, self.period = policy, limits, period
-        self.braking = Braking(robot, limits, margin)
+        self.braking = Braking(robot, limits, margin, FADE * period)
         self._effort, self._rate = np.asarray(limits.effort, float), np.asarray(limits.rate, float) * period
         low, high = np.asarray(limits.position, float).T
         self.fastest = (1 - AWAY) * np.asarray(limits.velocity, float)
@@ -85,7 +89,7 @@ class SafetyFilter:
     def reset(self) -> None:
         """Forget the past, but not an emergency stop."""
         self.policy.reset()
-        self._held: dict[int, Array] = {}  # where plants are held after an emergency stop
+        self._held: dict[int, tuple[Array, Array]] = {}  # where plants are held after an emergency stop
         self._sent: list[Array] = []  # as many as are on their way, and the last one
         self._known: Array | None = None  # where the robot is, by dead reckoning where it cannot be read
         self._watchdog.forget()
@@ -107,13 +111,13 @@ class SafetyFilter:
         if not self._sent or len(self._sent[0]) != n:
             self._sent, self._known = [np.zeros((n, actions))] * max(self._flying_for, 1), None
             self._watchdog.forget()
-        wrong, blind = self._watchdog.look(estimate, t, self._known, self._sent[0])
+        wrong, at = self._watchdog.look(state, estimate.reading, t, self._known, self._sent[0])
         if wrong is not None:
             self.stop(wrong)
         asked = None if self.stopped else self._ask(estimate, t)
-        if blind and self._known is None:  # nothing was ever known
+        if at is None:  # nothing was ever known
             return self._note(np.zeros((n, actions)))
-        at = self._known if blind and self._known is not None else state
+        blind = at is not state
         braking, out, self._known = self.braking, np.empty((n, actions)), np.empty_like(state)
         for i in range(n):
             there, here = at[i], braking.dynamics(at[i])
@@ -147,8 +151,10 @@ class SafetyFilter:
         q, v = state[:half][braking.driven], state[half:][braking.driven]
         if asked is None:
             self._count("emergency stop")
-            # what is only reckoned is no place to go back to
-            return self._brake(here, q if blind else self._place(i, q, v), q, v)
+            if blind:  # what is only reckoned is no place to go back to
+                return braking.command(here, -v)
+            place, push = self._place(i, q, v)
+            return self._brake(here, place, q, v, push)
         limited = np.minimum(np.maximum(asked, -self._effort), self._effort)
         if (limited != asked).any():
             self._count("effort")
@@ -168,11 +174,11 @@ class SafetyFilter:
         found = self._safe(state, here, commands)
         return np.asarray(commands[int(found.argmax())] if found.any() else brake)
 
-    def _brake(self, here: Dynamics, place: Array, q: Array, v: Array) -> Array:
+    def _brake(self, here: Dynamics, place: Array, q: Array, v: Array, push: Array | float = 0.0) -> Array:
         """Return the command that brakes, and goes to a place within the stops."""
         low, high = self.inside
         back = (np.minimum(np.maximum(place, low), high) - q) / BACK
-        return self.braking.command(here, back - v, self.period)
+        return self.braking.command(here, back - v, push)
 
     def _safe(self, state: Array, here: Dynamics, commands: Array) -> NDArray[np.bool_]:
         """Return which of commands (S, A) are safe; with a clearance, no more than the first one of them."""
@@ -184,21 +190,25 @@ class SafetyFilter:
             found = self._first_away(state, change, unsure, found)
         return found
 
-    def _place(self, i: int, q: Array, v: Array) -> Array:
-        """Return where plant i is held: each joint where it first stood still."""
-        stands = np.abs(v) <= self.period * self.braking.deceleration
-        kept = self._held.setdefault(i, np.full_like(q, np.nan))
-        kept[:] = np.where(np.isnan(kept) & stands, q, kept)
-        return np.where(np.isnan(kept), q, kept)
+    def _place(self, i: int, q: Array, v: Array) -> tuple[Array, Array]:
+        """Return where plant i is held, each joint where it first stood still, and what it takes beyond the model."""
+        if i not in self._held:
+            self._held[i] = np.full_like(q, np.nan), np.zeros_like(q)
+        place, push = self._held[i]
+        place[:] = np.where(np.isnan(place) & (np.abs(v) <= self.period * self.braking.deceleration), q, place)
+        left = np.where(np.isnan(place), 0.0, place - q)
+        most = self.braking.quickest
+        push[:] = np.clip(push + self.period * left / (BACK * self.braking.fade * LEARNED), -most, most)
+        return q + left, push
 
     def _can_stop(self, q: Array, v: Array, acceleration: Array, unsure: Array) -> NDArray[np.bool_]:
         """Return whether joints are within their limits after a period of (S, A), and can still stop before they leave
         them: (S,)."""
-        dt, slows, (low, high) = self.period, self.braking.deceleration, self.inside
+        dt, way, (low, high) = self.period, self.braking.distance, self.inside
         fast, slow = v + dt * (acceleration + unsure), v + dt * (acceleration - unsure)
         # the furthest that a period takes it, and then its braking distance
-        highest = q + dt * np.maximum(np.maximum(v, fast), 0) + np.maximum(fast, 0) ** 2 / (2 * slows)
-        lowest = q + dt * np.minimum(np.minimum(v, slow), 0) - np.minimum(slow, 0) ** 2 / (2 * slows)
+        highest = q + dt * np.maximum(np.maximum(v, fast), 0) + way(np.maximum(fast, 0))
+        lowest = q + dt * np.minimum(np.minimum(v, slow), 0) - way(-np.minimum(slow, 0))
         within = (highest <= high) & (lowest >= low) & (fast <= self.fastest) & (slow >= -self.fastest)
         return np.asarray(within.all(-1))
 
@@ -222,37 +232,37 @@ class SafetyFilter:
     def _keeps_away(self, state: Array, change: Array, unsure: Array) -> bool:
         """Return whether the clearance is kept through a period of acceleration `change`, and until a standstill."""
         assert self.clearance is not None
-        braking = self.braking
         return all(
-            self.clearance.kept(stopping(state, braking.driven, a, slows, self.period))
-            for a, slows in (
-                (change - unsure, braking.deceleration),
-                (change + unsure, braking.deceleration),
-                (change, braking.quickest),
-            )
+            self.clearance.kept(stopping(self.braking, state, a, self.period, slows))
+            for a, slows in ((change - unsure, None), (change + unsure, None), (change, self.braking.quickest))
         )
 
     def _count(self, reason: str) -> None:
         self.interventions[reason] = self.interventions.get(reason, 0) + 1
 
 
-def stopping(state: Array, driven: NDArray[np.int_], change: Array, slows: Array, period: float) -> Array:
-    """Return the way (S + 1, V) of all joints from a state (X,) through a period, and on until the driven ones stand.
+def stopping(braking: Braking, state: Array, change: Array, period: float, slows: Array | None = None) -> Array:
+    """Return the way (S + 2, V) of all joints from a state (X,) through a period, and on until the driven ones stand.
 
     Args:
+        braking: how they stop; the joints that nothing drives are left where they are.
         state: positions, then velocities.
-        driven: (A,) joints that brake; the others are left where they are.
         change: (A,) acceleration in the period.
-        slows: (A,) deceleration after it.
         period: [s].
+        slows: (A,) deceleration after it; that which can be relied on, fading at the end, if not given.
     """
-    half = len(state) // 2
+    half, driven = len(state) // 2, braking.driven
     q, v = state[:half][driven], state[half:][driven]
     after = v + period * change
-    stands = np.abs(after) / slows
+    there = q + 0.5 * period * (v + after)
+    steady = braking.deceleration if slows is None else slows
+    stands = np.abs(after) / steady
     t = np.minimum(np.linspace(0, 1, STRETCHES + 1)[:, None] * stands.max(), stands)
-    way = np.tile(state[:half], (STRETCHES + 2, 1))
-    way[1:, driven] = q + 0.5 * period * (v + after) + after * t - 0.5 * np.sign(after) * slows * t**2
+    way = np.tile(state[:half], (STRETCHES + 3, 1))
+    way[1:-1, driven] = there + after * t - 0.5 * np.sign(after) * steady * t**2
+    way[-1] = way[-2]
+    if slows is None:
+        way[-1, driven] = there + np.sign(after) * braking.distance(np.abs(after))
     return way
 
 
@@ -261,12 +271,12 @@ def viable(safety: SafetyFilter, states: Array) -> NDArray[np.bool_]:
     half, driven = states.shape[1] // 2, safety.braking.driven
     q, v = states[:, :half][:, driven], states[:, half:][:, driven]
     low, high = safety.inside
-    reach = v * np.abs(v) / (2 * safety.braking.deceleration) + v * safety.period
+    reach = np.sign(v) * safety.braking.distance(np.abs(v)) + v * safety.period
     within = (np.maximum(q, q + reach) <= high) & (np.minimum(q, q + reach) >= low)
     good = np.asarray((within & (np.abs(v) <= safety.fastest)).all(1))
     if safety.clearance is not None:
         none = np.zeros(len(driven))
         for i in np.flatnonzero(good):
-            way = stopping(states[i], driven, none, safety.braking.deceleration, safety.period)
+            way = stopping(safety.braking, states[i], none, safety.period)
             good[i] = safety.clearance.kept(way)
     return good

@@ -26,8 +26,8 @@ class Limits:
         workspace: corners ((x, y, z), (x, y, z)) of a box that what collides stays within, by the clearance [m].
 
     Raises:
-        ModelError: shapes disagree, a limit is not positive, a joint with stops has no limit of velocity, or a workspace
-            has no clearance.
+        ModelError: shapes disagree, a limit is not positive, a joint with stops has no limit of velocity, or a
+            workspace has no clearance.
     """
 
     effort: Sequence[float]

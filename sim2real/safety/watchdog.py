@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim2real.episodes import Array
-from sim2real.estimation import Estimate
 from sim2real.safety.braking import Braking
 from sim2real.safety.limits import Limits
 
@@ -39,59 +38,63 @@ class Watchdog:
         """Forget the past."""
         self._time: float | None = None
         self._seen: Array | None = None
-        self._same: NDArray[np.int_] | None = None
+        self._same: NDArray[np.int_] = np.zeros(0, int)  # for how many periods
+        self._lost: NDArray[np.bool_] = np.zeros(0, bool)  # whether they should have changed
 
-    def look(self, estimate: Estimate, t: float, expected: Array | None, sent: Array) -> tuple[str | None, bool]:
-        """Return what is wrong with readings, if anything is, and whether they are good for nothing.
+    def look(
+        self, state: Array, reading: Array | None, t: float, expected: Array | None, sent: Array
+    ) -> tuple[str | None, Array | None]:
+        """Return what is wrong with readings, if anything is, and the states (n, X) to go by; None if nothing is known.
+
+        What is wrong with nothing may go by another state, too: as long as a reading stays the same, by dead reckoning.
 
         Args:
-            estimate: of n plants.
+            state: (n, X) as it is estimated.
+            reading: (n, V) of the positions, where they are known beside it.
             t: now [s].
             expected: (n, X) states by dead reckoning, where they are known.
             sent: (n, A) command that was in force since the readings before.
         """
-        state = np.asarray(estimate.state, float)
         elapsed = self.period if self._time is None else t - self._time
         self._time = t
         if not np.isfinite(state).all():
-            return "readings are not finite", True
-        read = state[:, : state.shape[1] // 2] if estimate.reading is None else np.asarray(estimate.reading)
-        frozen = self._frozen(state, read, sent)
+            return "readings are not finite", expected
+        read = state[:, : state.shape[1] // 2] if reading is None else np.asarray(reading)
+        at = self._reckon(state, read, sent, expected)
         if not 0 < elapsed <= LATE * self.period:
-            return f"readings are late: {1e3 * elapsed:.0f} ms after the last one", False
-        if frozen is not None:
-            return frozen, True
-        jump = self._jump(read, expected, elapsed)
-        return jump, jump is not None
+            return f"readings are late: {1e3 * elapsed:.0f} ms after the last one", state
+        far = np.zeros((len(read), 1), bool) if expected is None else self._jumped(read, expected, elapsed)
+        self._lost |= far.any(1) & (self._same > 0)
+        if self._lost.any():
+            return f"readings have not changed for {self._same[self._lost].max()} periods", at
+        if not far.any():
+            return None, at
+        return f"readings jump: {self.braking.robot.joint_names[far.any(0).argmax()]} is where it cannot be", expected
 
-    def _jump(self, read: Array, expected: Array | None, elapsed: float) -> str | None:
-        if expected is None:
-            return None
+    def _jumped(self, read: Array, expected: Array, elapsed: float) -> NDArray[np.bool_]:
+        """Return which joints (n, V) are further from where they should be than they can get."""
         away = read - expected[:, : read.shape[1]]
         turns = np.round(away / (2 * np.pi)) * 2 * np.pi  # a hinge's reading may begin anew after a turn
         away = np.abs(np.where(self._hinge, away - turns, away))
-        far = away > MOVED + elapsed * self._fastest
-        if not far.any():
-            return None
-        joint = int(far.any(0).argmax())
-        name = self.braking.robot.joint_names[joint]
-        return f"readings jump: {name} is {away[:, joint].max():.2g} from where it can be"
+        return np.asarray(away > MOVED + elapsed * self._fastest)
 
-    def _frozen(self, state: Array, read: Array, sent: Array) -> str | None:
-        same = np.zeros(len(read), bool) if self._seen is None else (read == self._seen).all(1)
-        if self._same is None or self._seen is None:
-            self._same, self._reckoned = np.zeros(len(read), int), state.copy()
+    def _reckon(self, state: Array, read: Array, sent: Array, expected: Array | None) -> Array:
+        """Return the states to go by: those of plants whose readings stay the same by dead reckoning, for a while."""
+        if self._seen is None:
+            self._same, self._lost = np.zeros(len(read), int), np.zeros(len(read), bool)
+            self._seen, self._reckoned = read.copy(), state.copy()
+            return state
+        same = (read == self._seen).all(1)
         self._seen, self._same = read.copy(), np.where(same, self._same + 1, 0)
-        found = None
+        self._lost &= same
         for i in range(len(read)):
-            if not same[i]:
+            if self._lost[i] and expected is not None:
+                self._reckoned[i] = expected[i]
+            elif not same[i] or self._same[i] > self._patience:  # after that it is at rest: what is reckoned drifts
                 self._reckoned[i] = state[i]
-                continue
-            if self._same[i] > self._patience:  # at rest: what is reckoned drifts
-                continue
-            here = self.braking.dynamics(self._reckoned[i])
-            self._reckoned[i] = self.braking.after(self._reckoned[i], here, sent[i], self.period)
-            gone = np.abs(self._reckoned[i] - state[i])[: state.shape[1] // 2][self.braking.driven]
-            if self._same[i] == self._patience and (gone > MOVED).any():
-                found = f"readings have not changed for {self._same[i]} periods"
-        return found
+            else:
+                here = self.braking.dynamics(self._reckoned[i])
+                self._reckoned[i] = self.braking.after(self._reckoned[i], here, sent[i], self.period)
+                gone = np.abs(self._reckoned[i] - state[i])[: state.shape[1] // 2][self.braking.driven]
+                self._lost[i] = self._same[i] == self._patience and (gone > MOVED).any()
+        return self._reckoned.copy() if same.any() else state

@@ -150,9 +150,7 @@ def closest(monkeypatch: pytest.MonkeyPatch | None) -> tuple[float, float]:
     states = states[viable(guard, states)][:n]
     plant = Plant(robot, timestep=0.002, threads=1)
     masses = [name for name in plant.nominal() if name.endswith(".mass")]
-    running = plant.start(
-        len(states), {m: plant.nominal()[m] * rng.uniform(0.8, 1.2, len(states)) for m in masses}
-    )
+    running = plant.start(len(states), {m: plant.nominal()[m] * rng.uniform(0.8, 1.2, len(states)) for m in masses})
     running.reset(states)
     least, way = np.inf, 0.0
     for k in range(100):
