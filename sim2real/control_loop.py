@@ -152,7 +152,7 @@ class ControlLoop:
         self.tracker.reset()
         observation, _ = self.robot.reset(seed=seed)
         begun = time.perf_counter()
-        times, took, commands = [0.0], [], []
+        times, took, commands = [0.0], list[float](), list[Array]()
         readings = [np.asarray(observation, float)[self.channels]]
         interrupted: KeyboardInterrupt | None = None
         left = round(seconds / period)

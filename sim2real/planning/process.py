@@ -61,6 +61,8 @@ class PlannerProcess:
         self.wait = 0.5 * period if wait is None else wait
         self.followed = 0
         self._process: Any = None
+        self._asked: int | None = None  # number of the estimate that is being planned for
+        self._plan: Array | None = None
         self._forget()
 
     def reset(self) -> None:
@@ -121,8 +123,7 @@ class PlannerProcess:
 
     def _forget(self) -> None:
         self._now = self._known = 0  # numbers of this estimate, and of the one whose plan is known
-        self._asked: int | None = None  # of the one that is being planned for
-        self._plan: Array | None = None
+        self._asked = self._plan = None
 
     def _collect(self) -> None:
         """Take in a plan that has come."""

@@ -36,7 +36,7 @@ class Dynamics:
         held: (..., V) acceleration that is held in check where the robot stands still.
     """
 
-    __slots__ = ("_driven", "_gear", "_inverse", "_parts", "_pulls", "_share", "_through", "held")
+    __slots__ = ("_driven", "_gear", "_parts", "_pulls", "_share", "_through", "held")
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Dynamics:
         margin: float,
     ) -> None:
         self._driven, self._gear, self._share = driven, gear, margin / (1 - margin)
-        inverse = self._inverse = np.linalg.inv(inertia)
+        inverse = np.asarray(np.linalg.inv(inertia), float)
         self.held: Array = _times(inverse, bias)
         self._through = inverse[..., driven] * gear
         self._parts = inverse[..., None, :, :] @ parts

@@ -164,7 +164,7 @@ class SafetyFilter:
             self._count("rate")
         known = braking.within(state)
         if known and self._safe(state, here, slower[None])[0]:
-            return slower
+            return np.asarray(slower)
         self._count("braking")
         brake = self._brake(here, q, q, v)
         if not known:
