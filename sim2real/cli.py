@@ -319,6 +319,9 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
         for name, reasons in found.get("safety", {}).items():
             told = ", ".join(f"{reason} {many}" for reason, many in reasons.items()) or "never"
             console.print(f"{name:>9}: the safety filter stepped in: {told}")
+        if found.get("loop"):
+            console.print(f"real time: {_plain(_clock(found['loop']))}")
+            console.print(f"recording: {_plain(str(directory / 'loop' / 'logs'))}")
         if "not_applicable" in found:
             console.print(f"not applicable: {_plain(found['not_applicable'])}")
     else:
@@ -339,6 +342,18 @@ def _parameter_table(parameters: dict[str, Any]) -> Any:
         low, high = p["interval90"]
         table.add_row(name, f"{p['mean']:.4g}", f"{low:.4g} to {high:.4g}", p["unit"], _plain(p["prior"]))
     return table
+
+
+def _clock(told: dict[str, Any]) -> str:
+    """Return what the clock said of a control loop, in words."""
+    words = (
+        f"{told['periods']} periods at {told['rate_hz']:.3g} Hz, {told['missed']} late by a tenth or more; command "
+        f"after {told['command_ms_p50']:.2g} ms, 99 % within {told['command_ms_p99']:.2g} ms; plan before followed "
+        f"{told['followed']} times; mean uprightness {told['upright']:.3f}"
+    )
+    if told["safety"]:
+        words += "; safety filter: " + ", ".join(f"{reason} {many}" for reason, many in told["safety"].items())
+    return words
 
 
 def _finetune_table(told: dict[str, Any]) -> Any:

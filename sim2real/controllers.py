@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from sim2real.control import Run, closed_loop
+from sim2real.control import Run, Tracker, closed_loop
+from sim2real.control_loop import ControlLoop, Paced
 from sim2real.episodes import Array
 from sim2real.errors import RecipeError
 from sim2real.estimation import ModelObserver, Observation, StateEstimator
+from sim2real.logs.record import RecordEpisodes
 from sim2real.planning import (
     ICEM,
     MPPI,
     Damping,
     GradientShooting,
     Planner,
+    PlannerProcess,
     Policy,
     PredictiveSampling,
     Upright,
@@ -31,6 +36,7 @@ from sim2real.randomization import RobotModel
 from sim2real.recipe import ControlSection
 from sim2real.safety import Limits, SafetyFilter
 from sim2real.stages import lateness
+from sim2real.twin_env import TwinEnv
 from sim2real.world_model import EnsembleDynamics
 
 Progress = Callable[[str], None]
@@ -104,45 +110,104 @@ def start_positions(setup: Setup) -> Array:
     return starts
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A controller at work on n plants.
+
+    Attributes:
+        policy: what it does.
+        estimator: where it believes that they are.
+        period: of the loop [s].
+        history: commands that estimates carry.
+        lookback: readings before the present one that they carry.
+    """
+
+    policy: Policy
+    estimator: StateEstimator
+    period: float
+    history: int
+    lookback: int
+
+    @classmethod
+    def of(cls, setup: Setup, controller: Controller, observation: Observation, n: int) -> Ready:
+        """Make it ready."""
+        recipe, limit = setup.recipe.control, np.full(setup.plant.actions, setup.recipe.control.limit)
+        model = controller.model
+        observer = ModelObserver(controller.plant.start(n, repeated(controller.values, n)), observation.bandwidth)
+        if model is None:
+            brakes = Damping(recipe.fallback_gain, limit)
+            return cls(brakes, observer, setup.recipe.model.timestep, setup.recipe.model.history, 0)
+        config = model.config
+        estimator = observer if model.encoder is None else model.encoder.estimator()
+        policy = planner(recipe, model, limit, setup.recipe.seed)
+        return cls(policy, estimator, config.timestep, config.history, config.lookback)
+
+
 def control_stage(
     setup: Setup, controllers: Mapping[str, Controller], observation: Observation, progress: Progress
 ) -> tuple[dict[str, Run], dict[str, dict[str, int]]]:
     """Let each controller swing up the same twins from the same starts; say how often a safety filter stepped in."""
     assert setup.twin is not None
     recipe, twin = setup.recipe.control, setup.twin
-    n, starts = recipe.starts, start_positions(setup)
-    limit = np.full(twin.plant.actions, recipe.limit)
+    starts = start_positions(setup)
     runs, interventions = {}, {}
     for name, controller in controllers.items():
-        policy: Policy
-        model = controller.model
-        lookback, history, period = 0, setup.recipe.model.history, setup.recipe.model.timestep
-        if model is None:
-            policy = Damping(recipe.fallback_gain, limit)
-        else:
-            lookback, history, period = model.config.lookback, model.config.history, model.config.timestep
-            policy = planner(recipe, model, limit, setup.recipe.seed)
-        policy = guarded(setup, policy, period, controller.values)
-        observer: StateEstimator
-        if model is not None and model.encoder is not None:
-            observer = model.encoder.estimator()
-        else:
-            observer = ModelObserver(controller.plant.start(n, repeated(controller.values, n)), observation.bandwidth)
+        ready = Ready.of(setup, controller, observation, recipe.starts)
+        policy = guarded(setup, ready.policy, ready.period, controller.values)
         runs[name] = closed_loop(
             twin,
             policy,
-            observer,
+            ready.estimator,
             starts,
             seconds=recipe.seconds,
-            period=period,
-            limit=limit,
-            history=history,
-            lookback=lookback,
+            period=ready.period,
+            limit=np.full(twin.plant.actions, recipe.limit),
+            history=ready.history,
+            lookback=ready.lookback,
             progress=lambda share, name=name: progress(f"{name}: {100 * share:.0f} %"),  # type: ignore[misc]
         )
         if isinstance(policy, SafetyFilter):
             interventions[name] = policy.interventions | told_of(policy)
     return runs, interventions
+
+
+def real_time_stage(
+    setup: Setup, controller: Controller, observation: Observation, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Let a controller swing up one twin by the clock, recorded, its planner in a process of its own.
+
+    Returns:
+        what `Timing` tells, how often a plan before was followed, how upright the twin was on average, and what a
+        safety filter did. The folder has the recording, TensorBoard curves, and `clock.npz` as `Timing` has them.
+    """
+    assert setup.twin is not None
+    assert setup.recipe.control.loop is not None
+    recipe, limit = setup.recipe.control, np.full(setup.plant.actions, setup.recipe.control.limit)
+    settings = setup.recipe.control.loop
+    ready = Ready.of(setup, controller, observation, 1)
+    period, dof = ready.period, setup.plant.degrees_of_freedom
+    progress("in real time: starting the planner's process")
+    apart = PlannerProcess(ready.policy, period, patience=settings.patience)
+    policy = guarded(setup, apart, period, controller.values)
+    shutil.rmtree(folder, ignore_errors=True)
+    robot = TwinEnv(setup.twin, limit, period)
+    recorder = RecordEpisodes(Paced(robot, period), folder / "logs", names=robot.names, clock="wall", dt=period)
+    tracker = Tracker(
+        ready.estimator, period, history=ready.history, actions=setup.plant.actions, lookback=ready.lookback
+    )
+    try:
+        apart.reset()
+        progress(f"in real time: {settings.seconds:g} s at {1 / period:g} Hz")
+        timing = ControlLoop(recorder, policy, tracker, range(dof)).run(settings.seconds, setup.recipe.seed)
+    finally:
+        recorder.end()
+        apart.close()
+    np.savez_compressed(folder / "clock.npz", times=timing.times, milliseconds=timing.milliseconds)
+    with contextlib.suppress(ImportError):  # tensorboard is an extra
+        timing.write_curves(folder)
+    upright = upright_reward(torch.as_tensor(timing.readings[1:]), target=recipe.target).mean()
+    did = policy.interventions | told_of(policy) if isinstance(policy, SafetyFilter) else {}
+    return {**timing.to_json(), "followed": apart.followed, "upright": float(upright), "safety": did}
 
 
 def told_of(policy: Policy) -> dict[str, int]:

@@ -305,6 +305,11 @@ class StagedRun:
             contestants[name] = controllers.Controller(self.model(name), plant, values)
         runs, stepped_in = controllers.control_stage(setup, contestants, observation, self.watch.say)
         controllers.save_runs(runs, self.path / "closed_loop.npz")
+        in_time = None
+        if setup.recipe.control.loop is not None:
+            in_time = controllers.real_time_stage(
+                setup, contestants["after"], observation, self.path / "loop", self.watch.say
+            )
         target, joints = setup.recipe.control.target, setup.plant.degrees_of_freedom
         each = {name: controllers.returns(r, joints, target) for name, r in runs.items()}
         return {
@@ -312,6 +317,7 @@ class StagedRun:
             "each": {name: v.tolist() for name, v in each.items()},
             "milliseconds": {name: float(np.median(r.milliseconds)) for name, r in runs.items()},
             "safety": stepped_in,
+            "loop": in_time,
         }
 
     def identification_report(self) -> None:
@@ -364,6 +370,7 @@ class StagedRun:
             "closed_loop_each": control.get("each"),
             "closed_loop_not_applicable": control.get("not_applicable"),
             "planning_milliseconds": control.get("milliseconds"),
+            "control_loop": control.get("loop"),
             "seconds": seconds,
             "environment": {
                 "sim2real": __version__,

@@ -174,6 +174,13 @@ class SafetySection(Section):
     margin: float = Field(default=0.2, ge=0, lt=1)
 
 
+class LoopSection(Section):
+    """One robot in real time, the planner in a process of its own; see `ControlLoop` and `PlannerProcess`."""
+
+    seconds: float = Field(default=6.0, gt=0)
+    patience: int = Field(default=3, ge=0)
+
+
 class ControlSection(Section):
     """The controller, and how it is tried on the twin; what is not given is the planner's own default."""
 
@@ -188,6 +195,7 @@ class ControlSection(Section):
     risk: Literal["turns", "mean", "worst", "cvar"] | None = None
     deadline: float | None = Field(default=None, gt=0)
     safety: SafetySection | None = None
+    loop: LoopSection | None = None
     fallback_gain: float = Field(default=0.2, ge=0)
     seconds: float = Field(default=6.0, gt=0)
     starts: int = Field(default=10, ge=1)

@@ -35,7 +35,7 @@ class PlannerProcess:
         policy: for one plant or n; a `Planner`, or another policy that can be pickled. Only what has a `plan` (n, T, A)
             can be followed when it is late.
         period: of the loop, and of a step of the plan [s].
-        wait: how long `act` waits for the plan of its estimate [s]; half a period if not given.
+        wait: how long `act` waits for the plan of its estimate [s]; three quarters of a period if not given.
         patience: periods that a plan before may be followed.
         threads: of torch in the process.
 
@@ -58,7 +58,7 @@ class PlannerProcess:
         if period <= 0 or patience < 0:
             raise ModelError("the period of a planner's process is above zero, and its patience not below")
         self.policy, self.patience, self.threads = policy, patience, threads
-        self.wait = 0.5 * period if wait is None else wait
+        self.wait = 0.75 * period if wait is None else wait
         self.followed = 0
         self._process: Any = None
         self._asked: int | None = None  # number of the estimate that is being planned for

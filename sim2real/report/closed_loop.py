@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -134,6 +135,42 @@ def uprightness(each: Mapping[str, Sequence[float]]) -> Panel:
         "is the mean over starts, each dot is one start."
     )
     return Panel("Uprightness", caption, figure)
+
+
+def clock(told: Mapping[str, Any], path: Path) -> Panel:
+    """Draw by how much each period of the loop in real time was too long, in the order in which they came.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            times, milliseconds = file["times"], file["milliseconds"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path} is damaged ({error}); remove {path.parent.parent} and run again") from None
+    period = 1e3 * float(np.median(np.diff(times)))
+    curves = [
+        go.Scatter(
+            x=times[:-1].round(4),
+            y=values.round(3),
+            mode="markers",
+            name=name,
+            marker={"color": colour, "size": 4},
+            hovertemplate=f"{name}, %{{x:.3g}} s: %{{y:.3g}} ms<extra></extra>",
+        )
+        for name, values, colour in (
+            ("period", 1e3 * np.diff(times), look("oracle").colour),
+            ("reading to command", milliseconds, look("after").colour),
+        )
+    ]
+    figure = draw(curves, axis("time [s]", nticks=7), axis("time taken [ms]", rangemode="tozero"), showlegend=True)
+    caption = (
+        f"One robot by the clock, the planner in a process of its own: {told['periods']} periods of {digits(period)} "
+        f"ms, {told['missed']} of them late by a tenth or more (99 % within {digits(told['jitter_ms_p99'])} ms); "
+        f"command {digits(told['command_ms_p50'])} ms after the reading, 99 % within {digits(told['command_ms_p99'])} "
+        f"ms; a plan before was followed {told['followed']} times. Mean uprightness {digits(told['upright'])}."
+    )
+    return Panel("In real time", caption, figure)
 
 
 def planning_time(found: Trajectories) -> Panel | None:

@@ -157,10 +157,12 @@ def closed_loop_panels(metrics: Metrics, path: Path, recipe: str) -> dict[str, l
         return {"angles": [], "summary": summary}
     found = closed_loop.Trajectories.load(path)
     joint = next(iter(metrics.get("joints") or []), "the first joint")
-    planning = closed_loop.planning_time(found)
+    planning, told = closed_loop.planning_time(found), metrics.get("control_loop")
+    file = path.parent / "loop" / "clock.npz"
+    in_time = [closed_loop.clock(told, file)] if told and file.is_file() else []
     return {
         "angles": closed_loop.angles(found, _target(recipe), joint),
-        "summary": [*summary, *([planning] if planning else [])],
+        "summary": [*summary, *([planning] if planning else []), *in_time],
     }
 
 
