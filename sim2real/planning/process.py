@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import pickle
 import signal
 import time
 from multiprocessing.connection import Connection
@@ -77,8 +78,9 @@ class PlannerProcess:
         self._process.start()
         theirs.close()
         try:
-            self._pipe.send(self.policy)
-        except (TypeError, AttributeError, OSError) as error:  # what pickle says of what it cannot do
+            # as bytes: torch would move what a pipe sends to shared memory, under the feet of whoever looks at it
+            self._pipe.send_bytes(pickle.dumps(self.policy))
+        except (TypeError, AttributeError, pickle.PicklingError, OSError) as error:
             self.close()
             raise ModelError(f"{type(self.policy).__name__} cannot be sent to a process of its own: {error}") from None
         if not self._answers(STARTING):
@@ -164,7 +166,7 @@ def _serve(pipe: Connection, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the loop brakes first
     torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, OSError):
-        policy: Policy = pipe.recv()
+        policy: Policy = pickle.loads(pipe.recv_bytes())
         while True:
             asked = pipe.recv()
             if asked is None:

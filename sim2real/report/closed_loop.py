@@ -163,12 +163,13 @@ def clock(told: Mapping[str, Any], path: Path) -> Panel:
             ("reading to command", milliseconds, look("after").colour),
         )
     ]
-    figure = draw(curves, axis("time [s]", nticks=7), axis("time taken [ms]", rangemode="tozero"), showlegend=True)
+    figure = draw(curves, axis("time [s]", nticks=7), axis("time taken [ms]", rangemode="tozero"))
     caption = (
-        f"One robot by the clock, the planner in a process of its own: {told['periods']} periods of {digits(period)} "
-        f"ms, {told['missed']} of them late by a tenth or more (99 % within {digits(told['jitter_ms_p99'])} ms); "
-        f"command {digits(told['command_ms_p50'])} ms after the reading, 99 % within {digits(told['command_ms_p99'])} "
-        f"ms; a plan before was followed {told['followed']} times. Mean uprightness {digits(told['upright'])}."
+        "Black, each period; green, from reading to command. One robot by the clock, the planner in a process of its "
+        f"own: {told['periods']} periods of {digits(period)} ms, {told['missed']} of them late by a tenth or more; 99 "
+        f"% within {digits(told['jitter_ms_p99'])} ms. Command {digits(told['command_ms_p50'])} ms after the reading, "
+        f"99 % within {digits(told['command_ms_p99'])} ms. A plan before was followed {told['followed']} times. Mean "
+        f"uprightness {digits(told['upright'])}."
     )
     return Panel("In real time", caption, figure)
 

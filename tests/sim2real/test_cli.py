@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from sim2real.cli import main
+from sim2real.logs import read_logs
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,18 +141,24 @@ def test_a_saved_model_that_looks_back_is_tuned_and_controls_behind_a_safety_fil
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     safe = ("control.limit=14", "control.safety={velocity: [12], rate: [200]}", "control.planner=icem")
+    safe += ("control.loop={seconds: 0.6}",)
     _, asked = tuned_in_place("rehearsed_model", finished[0], tmp_path, capsys, *safe)
     done = called("control", *asked, cwd=tmp_path, capsys=capsys)
     assert done.returncode == 0, done.stderr
     assert re.search(r"after: the safety filter stepped in: .*rate \d+", done.stdout), done.stdout
     assert "stopped" not in done.stdout
+    assert re.search(r"real time: \d+ periods at ", done.stdout), done.stdout
+    (place,) = re.findall(r"recording: (.*)", done.stdout)
+    (episode,) = read_logs(tmp_path / place)
+    assert episode.duration == pytest.approx(0.6, abs=0.1)
+    assert (tmp_path / place).parent.joinpath("clock.npz").is_file()
 
 
 def test_limits_that_a_robot_cannot_keep_are_refused_before_anything_takes_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weak = called("control", PENDULUM, *SMALL, "control.safety={velocity: [12]}", cwd=tmp_path, capsys=capsys)
-    _refused(weak, 1, "efforts of [3.0] cannot hold pendulum everywhere within its limits")
+    _refused(weak, 1, "efforts of [3.0] cannot stop and hold pendulum everywhere within its limits")
     assert not list(tmp_path.glob("runs/*/stages/identify.json"))
 
 

@@ -21,12 +21,13 @@ from sim2real.errors import LogError, ModelError, NonFiniteError, SafetyError
 from sim2real.estimation import DerivativeFilter, Estimate
 from sim2real.logs import read_logs
 from sim2real.logs.record import RecordEpisodes
-from sim2real.planning import Damping, OfSimulator, PlannerProcess, Policy, PredictiveSampling, Upright
+from sim2real.planning import MPPI, Damping, OfSimulator, PlannerProcess, Policy, PredictiveSampling, Upright
 from sim2real.plant import Plant, repeated
 from sim2real.randomization import RobotModel
 from sim2real.safety import Limits, SafetyFilter
 from sim2real.twin import Twin
 from sim2real.twin_env import TwinEnv
+from sim2real.world_model import EnsembleConfig, EnsembleDynamics
 
 PERIOD, LIMIT = 0.02, np.array([8.0])
 
@@ -222,6 +223,18 @@ def test_planners_plan_in_a_process_as_they_do_here() -> None:
         np.testing.assert_array_equal(process.act(estimate, k * PERIOD), here.act(estimate, k * PERIOD))
     assert process.followed == 0
     process.close()
+
+
+def test_a_model_that_is_sent_stays_where_it_is() -> None:
+    model = EnsembleDynamics(EnsembleConfig((True,), 1, PERIOD, history=2, members=2, hidden=(8,)))
+    views = [p.detach().numpy() for p in model.parameters()]
+    before = [v.copy() for v in views]
+    process = PlannerProcess(MPPI(model, Upright(), LIMIT, horizon=0.2, candidates=10), PERIOD, wait=20.0)
+    process.act(Estimate(np.array([[0.3, 0.1]]), np.zeros((1, 2, 1))), 0.0)
+    process.close()
+    assert not any(p.is_shared() for p in model.parameters())
+    for view, expected in zip(views, before, strict=True):
+        np.testing.assert_array_equal(view, expected)
 
 
 def test_what_cannot_be_sent_to_a_process_is_refused() -> None:
