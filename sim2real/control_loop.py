@@ -32,16 +32,17 @@ class Paced(gym.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any], period: float) -> None:
         super().__init__(env)
-        self.period, self._tick = period, 0.0
+        self.period = period
+        self._tick: float | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        found = self.env.reset(seed=seed, options=options)
-        self._tick = time.perf_counter()
-        return found
+        self._tick = None  # the first step is as long as the others
+        return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        begun = time.perf_counter() if self._tick is None else self._tick
         found = self.env.step(action)
-        self._tick += self.period
+        self._tick = begun + self.period
         left = self._tick - time.perf_counter()
         if left > 0:
             time.sleep(left)
@@ -56,8 +57,8 @@ class Timing:
 
     Attributes:
         period: as it should be [s].
-        times: (T + 1,) of the readings, from the first one [s].
-        milliseconds: (T,) from a reading to its command [ms].
+        times: (T + 1,) of the readings, from the first command [s].
+        milliseconds: (T,) from a reading to its command [ms]; the first one may be long, for planners get ready.
         commands: (T, A) that were sent.
         readings: (T + 1, D) of the joint positions.
     """
@@ -79,14 +80,14 @@ class Timing:
         return int((self.jitter > 1e3 * LATE * self.period).sum())
 
     def to_json(self) -> dict[str, float]:
-        """Return what is told of it."""
+        """Return what is told of it; the first command is left out of how long they took."""
         late = np.abs(self.jitter)
         return {
             "rate_hz": (len(self.times) - 1) / float(self.times[-1]),
             "periods": len(self.milliseconds),
             "missed": self.missed,
-            "command_ms_p50": float(np.median(self.milliseconds)),
-            "command_ms_p99": float(np.quantile(self.milliseconds, 0.99)),
+            "command_ms_p50": float(np.median(self.milliseconds[1:])),
+            "command_ms_p99": float(np.quantile(self.milliseconds[1:], 0.99)),
             "jitter_ms_p50": float(np.median(late)),
             "jitter_ms_p99": float(np.quantile(late, 0.99)),
             "jitter_ms_max": float(late.max()),
@@ -139,7 +140,7 @@ class ControlLoop:
         self._space, self._wall = robot.action_space, clock == "wall"
 
     def run(self, seconds: float, seed: int | None = None) -> Timing:
-        """Run for some seconds, or until the robot says that the episode is over.
+        """Run for some seconds, or until the robot says the episode is over; the clock begins at the first command.
 
         On an interrupt (Ctrl-C), a policy with an emergency stop is told to `stop`, holds the robot for a second, and
         then the KeyboardInterrupt goes on.
@@ -151,7 +152,7 @@ class ControlLoop:
         self.policy.reset()
         self.tracker.reset()
         observation, _ = self.robot.reset(seed=seed)
-        begun = time.perf_counter()
+        begun: float | None = None
         times, took, commands = [0.0], list[float](), list[Array]()
         readings = [np.asarray(observation, float)[self.channels]]
         interrupted: KeyboardInterrupt | None = None
@@ -159,6 +160,7 @@ class ControlLoop:
         while left > 0:
             left -= 1
             try:
+                read = time.perf_counter()
                 now = times[-1] if self._wall else len(took) * period
                 estimate = self.tracker.read(readings[-1][None])
                 command = self.policy.act(estimate, now)
@@ -166,7 +168,9 @@ class ControlLoop:
                     raise NonFiniteError(f"a command that is not finite after {now:.2f} s; it was not sent")
                 command = np.clip(command, space.low, space.high)
                 self.tracker.send(command)
-                took.append(1e3 * (time.perf_counter() - begun - times[-1]))
+                sent = time.perf_counter()
+                begun = sent if begun is None else begun
+                took.append(1e3 * (sent - read))
                 commands.append(command[0])
                 observation, _, terminated, truncated, _ = self.robot.step(command[0].astype(space.dtype))
                 times.append(time.perf_counter() - begun)

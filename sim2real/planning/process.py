@@ -20,17 +20,19 @@ from sim2real.planning.policy import Policy
 
 # How long a process may take to start, or to forget [s]: it imports torch, and unpickles the model.
 STARTING = 120.0
-# How long one that is to end may take [s].
+# How long the first plan may take, for which some planners get ready [s]: nothing has been commanded yet.
+FIRST = 10.0
+# How long a process that is to end may take [s].
 ENDING = 1.0
 
 
 class PlannerProcess:
     """A `Policy` that lets another one plan in a process of its own, and never waits for it longer than it may.
 
-    A plan that is late for its period is not waited for: what the plan before said for now is sent instead, for a few
-    periods. After that, or where the planner failed, `act` raises a SafetyError, upon which a `SafetyFilter` around it
-    brakes. `reset` starts a process anew that has hung or died. As `spawn` has it, a script that makes one keeps what
-    it does under `if __name__ == "__main__":`.
+    The first plan is waited for. Of those that follow, one that is late for its period is not: what the plan before
+    said for now is sent instead, for a few periods. After that, or where the planner failed, `act` raises a
+    SafetyError, upon which a `SafetyFilter` around it brakes. `reset` starts a process anew that has hung or died. As
+    `spawn` has it, a script that makes one keeps what it does under `if __name__ == "__main__":`.
 
     Args:
         policy: for one plant or n; a `Planner`, or another policy that can be pickled. Only what has a `plan` (n, T, A)
@@ -100,7 +102,7 @@ class PlannerProcess:
         if self._asked is None:
             self._tell((self._now, estimate, t))
             self._asked = self._now
-        until = time.perf_counter() + self.wait
+        until = time.perf_counter() + (FIRST if self._plan is None else self.wait)
         while self._known != self._now and self._asked == self._now:
             if not self._pipe.poll(max(until - time.perf_counter(), 0.0)):
                 break

@@ -272,7 +272,7 @@ def test_the_clock_is_told_as_it_was() -> None:
     np.testing.assert_allclose(told.jitter, [0, 0, 3, 0], atol=1e-9)
     assert told.missed == 1
     assert told.to_json()["rate_hz"] == pytest.approx(4 / 0.083)
-    assert told.to_json()["command_ms_p50"] == 2.5
+    assert told.to_json()["command_ms_p50"] == 3.0
 
 
 def test_what_the_loop_did_is_recorded_and_drawn(tmp_path: Path) -> None:
