@@ -7,7 +7,7 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from sim2real.evaluation import Predictor, start_covariance
 from sim2real.plant import repeated
 from sim2real.preparation import Setup, prepare
 from sim2real.randomization.mujoco_simulator import available_threads
-from sim2real.recipe import Recipe
+from sim2real.recipe import ControlSection, Recipe
 from sim2real.run_directory import RunDirectory, read_json, write_json
+from sim2real.twin import Twin
 from sim2real.world_model import EnsembleDynamics, storage
 
 STAGES = ("identify", "observe", "pretrain", "finetune", "learn", "adapt", "evaluate", "control", "report")
@@ -319,6 +320,19 @@ class StagedRun:
             "safety": stepped_in,
             "loop": in_time,
         }
+
+    def rehearsed_return(self, control: ControlSection) -> float:
+        """Return how upright, on average, the controller of a recipe keeps the identified simulator, 0 to 1."""
+        setup, posterior = self.setup, self.posterior
+        period = setup.recipe.model.timestep
+        rehearsed = replace(
+            setup,
+            recipe=setup.recipe.model_copy(update={"control": control}),
+            twin=Twin(setup.plant, posterior.values, period=period),
+        )
+        contestants = {"after": controllers.Controller(self.model("finetuned"), setup.plant, posterior.values)}
+        runs, _ = controllers.control_stage(rehearsed, contestants, self.observation()[0], self.watch.say)
+        return float(controllers.returns(runs["after"], setup.plant.degrees_of_freedom, control.target).mean())
 
     def identification_report(self) -> None:
         from sim2real.report import write_identification_report

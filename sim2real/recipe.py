@@ -206,7 +206,7 @@ class SweepSection(Section):
 
     keys: dict[str, str]
     trials: int = Field(default=8, ge=1)
-    objective: Literal["identify", "finetune"] = "identify"
+    objective: Literal["identify", "finetune", "control"] = "identify"
     concurrent: int = Field(default=2, ge=1)
 
 

@@ -20,7 +20,7 @@ from sim2real.recipe import Recipe, read_value, value_of, with_overrides
 
 NOTATION = ("U(a, b)", "LogU(a, b)", "int(a, b)", "choice(x, y, ...)")
 # Sections that come after the stage at which `objective: identify` is scored.
-AFTER_IDENTIFICATION = ("model", "finetune")
+AFTER_IDENTIFICATION = ("model", "finetune", "control")
 # Sections that neither the robot nor the recordings depend on.
 LEARNING = ("identify", "observer", "model", "finetune")
 OPENING, CLOSING = "([{", ")]}"
@@ -203,10 +203,15 @@ def search_space(recipe: Recipe) -> dict[str, SearchRange]:
         if head == "learn":
             raise RecipeError(f"sweep.keys.{key}: no objective scores `learn:`; compare runs by metrics.json")
         value_of(recipe, key)
-        if recipe.sweep.objective == "identify" and head in AFTER_IDENTIFICATION:
+        if recipe.sweep.objective == "identify" and head in AFTER_IDENTIFICATION and key != "control.limit":
             raise RecipeError(
                 f"sweep.keys.{key}: `{head}:` comes after the identification, which is scored here; "
-                "set sweep.objective: finetune"
+                f"set sweep.objective: {'control' if head == 'control' else 'finetune'}"
+            )
+        if recipe.sweep.objective == "finetune" and head == "control" and key != "control.limit":
+            raise RecipeError(
+                f"sweep.keys.{key}: `control:` comes after the fine-tuning, which is scored here; "
+                "set sweep.objective: control"
             )
         space[key] = parse_range(key, text)
         for value in space[key].probes:

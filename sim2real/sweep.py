@@ -23,7 +23,7 @@ import numpy as np
 from sim2real.errors import LogError, require
 from sim2real.pipeline import StagedRun, Watcher, set_threads
 from sim2real.preparation import Setup, prepare
-from sim2real.recipe import Recipe, read_value, with_overrides
+from sim2real.recipe import ControlSection, Recipe, read_value, with_overrides
 from sim2real.run_directory import RunDirectory, read_json, write_json
 from sim2real.search_space import SearchRange, require_same_recordings, search_space, shown
 
@@ -106,6 +106,7 @@ def sweep(
 OBJECTIVES = {
     "identify": "scored by the NRMSE of the identified simulator on the validation recordings",
     "finetune": "scored by the CRPS of the fine-tuned model on the validation recordings [rad or m]",
+    "control": "scored by how far from upright the controller keeps the identified simulator, 0 to 1",
 }
 
 
@@ -119,11 +120,15 @@ def rung_scores(runs: Path, recipe: Recipe, shares: Sequence[float]) -> Iterator
 
     Yields:
         the share, and the score: normalised RMSE of the identified simulator, or CRPS of the fine-tuned model
-        [rad or m], the mean over the horizons. A share that is too short to learn from is passed over.
+        [rad or m], the mean over the horizons; or one less the mean uprightness of the identified simulator under the
+        controller. A share that is too short to learn from is passed over.
     """
     assert recipe.sweep is not None
-    until = {"identify": "observe", "finetune": "finetune"}[recipe.sweep.objective]
+    objective, control = recipe.sweep.objective, recipe.control
+    until = {"identify": "observe", "finetune": "finetune", "control": "finetune"}[objective]
     set_threads()
+    if objective == "control":  # how it is controlled does not change what is learned: trials share that
+        recipe = recipe.model_copy(update={"control": ControlSection(limit=control.limit)})
     whole = prepare(recipe)
     for share in shares:
         folder = runs if share == 1 else runs / f"first-{100 * share:.0f}-percent"
@@ -140,7 +145,9 @@ def rung_scores(runs: Path, recipe: Recipe, shares: Sequence[float]) -> Iterator
                     raise
                 continue
         found = run.result(until)
-        if until == "observe":
+        if objective == "control":
+            yield share, 1.0 - run.rehearsed_return(control)
+        elif until == "observe":
             yield share, float(min(found["validation_nrmse"].values()))
         else:
             yield share, float(np.mean(list(found["crps"]["after" if found["accepted"] else "before"].values())))

@@ -136,6 +136,12 @@ def test_wrong_notations_are_refused(text: str, message: str) -> None:
         ({"identify.tries": "U(2, 5)"}, {}, "identify.tries: .*valid integer"),
         ({"identify.window": "U(-1, 1)"}, {}, "identify.window: .*a positive number of seconds"),
         ({"finetune.rate": "LogU(1e-4, 1e-2)"}, {}, "comes after the identification.*objective: finetune"),
+        ({"control.horizon": "U(0.3, 1)"}, {}, "comes after the identification.*objective: control"),
+        (
+            {"control.horizon": "U(0.3, 1)"},
+            {"objective": "finetune"},
+            "comes after the fine-tuning.*objective: control",
+        ),
         ({"sweep.trials": "int(1, 9)"}, {}, "no result depends on it"),
         ({}, {}, "nothing to sweep"),
     ],
@@ -193,6 +199,22 @@ def test_a_recipe_is_scored_with_a_part_of_its_recordings_and_then_with_all(tmp_
     assert list(rung_scores(tmp_path, recipe, (1.0,))) == [(1.0, score)]
     write_json(stage, {"seconds": 0.0, "result": {"validation_nrmse": {"20": 0.25, "30": 0.125}}})
     assert list(rung_scores(tmp_path, recipe, (1.0,))) == [(1.0, 0.125)]
+
+
+@pytest.mark.slow
+def test_a_controller_is_scored_on_what_was_identified_and_trials_share_what_was_learned(tmp_path: Path) -> None:
+    said = "control={limit: 3.0, seconds: 1.0, starts: 2, candidates: 20}"
+    scores = []
+    for horizon in (0.04, 0.6):
+        recipe = swept({"control.horizon": "U(0.04, 1)"}, said, f"control.horizon={horizon}", objective="control")
+        ((_, score),) = rung_scores(tmp_path, recipe, (1.0,))
+        scores.append(score)
+    assert all(0 < s < 1 for s in scores)
+    assert scores[0] != scores[1]
+    (run,) = tmp_path.glob("pendulum-*")
+    assert (run / "model" / "finetuned").is_dir()
+    # the same again is the same to the bit
+    assert list(rung_scores(tmp_path, recipe, (1.0,))) == [(1.0, scores[1])]
 
 
 def test_a_part_too_short_to_learn_from_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
