@@ -90,22 +90,22 @@ def closeness(goal: Array, width: float) -> Callable[[Tensor], Tensor]:
 TASKS = {
     "pendulum": Task(
         "pendulum", 4.0, 5.0, Upright(), upright_reward, {"dynamics.payload.mass": 1.1},
-        {"dynamics.payload.mass": "=U(0.2, 2)", DELAY: "=U(0, 0.1)"}, [TorqueLimit(limit=2.8)],
+        {"dynamics.payload.mass": "=U(0.2, 2)", DELAY: "=U(0, 0.15)"}, [TorqueLimit(limit=2.8)],
     ),
     "cartpole": Task(
-        "cartpole", 15.0, 4.0,
+        "cartpole", 20.0, 4.0,
         Sum((Upright(joint=1), Quadratic((0.0, 0.0), position=(0.1, 0.0), velocity=(0.01, 0.0)))),
         lambda q: upright_reward(q, joint=1) * (q[..., 0].abs() < 2.4),
-        {"dynamics.cart.mass": 2.5, "dynamics.pole.mass": 0.3},
-        {"dynamics.cart.mass": "=U(0.5, 4)", "dynamics.pole.mass": "=U(0.05, 0.5)", DELAY: "=U(0, 0.1)"},
-        [Latency(delay=0.06)], gain=1.0, horizon=1.6,
+        {"dynamics.cart.mass": 2.0, "dynamics.pole.mass": 0.5},
+        {"dynamics.cart.mass": "=U(0.5, 4)", "dynamics.pole.mass": "=U(0.05, 1)", DELAY: "=U(0, 0.15)"},
+        [Latency(delay=0.1)], gain=1.0, horizon=1.6,
     ),
     "furuta": Task(
         "furuta", 0.02, 8.0,
         Sum((Upright(joint=1, velocity=0.005), Quadratic((0.0, 0.0), position=(0.05, 0.0), velocity=(0.002, 0.0)))),
         lambda q: upright_reward(q, joint=1),
         {"dynamics.pole.mass": 0.05, "dynamics.arm.damping": 3e-4},
-        {"dynamics.pole.mass": "=U(0.01, 0.1)", "dynamics.arm.damping": "=U(0, 0.001)", DELAY: "=U(0, 0.1)"},
+        {"dynamics.pole.mass": "=U(0.01, 0.1)", "dynamics.arm.damping": "=U(0, 0.001)", DELAY: "=U(0, 0.15)"},
         [Latency(delay=0.06)], gain=0.001, horizon=0.6,
     ),
     "two_link_arm": Task(
@@ -114,7 +114,7 @@ TASKS = {
         closeness(np.array([1.2, -1.0]), 0.2),
         {"dynamics.lower.mass": 3.0, "dynamics.shoulder.frictionloss": 1.0, "dynamics.elbow.frictionloss": 1.0},
         {"dynamics.lower.mass": "=U(0.5, 5)", "dynamics.shoulder.frictionloss": "=U(0, 2)",
-         "dynamics.elbow.frictionloss": "=U(0, 2)", DELAY: "=U(0, 0.1)"},
+         "dynamics.elbow.frictionloss": "=U(0, 2)", DELAY: "=U(0, 0.15)"},
         [Latency(delay=0.04)], gain=0.5, horizon=0.8,
     ),
 }  # fmt: skip
@@ -130,13 +130,13 @@ class Setting:
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task, self.seed = task, seed
-        self.plant = Plant(RobotModel(task.robot), Chain([Latency(longest=0.1)]), timestep=SUBSTEP, threads=1)
+        self.plant = Plant(RobotModel(task.robot), Chain([Latency(longest=0.15)]), timestep=SUBSTEP, threads=1)
         self.real = Plant(RobotModel(task.robot), Chain(task.stages), timestep=SUBSTEP, threads=1)
         self.limit = np.full(self.plant.actions, task.limit)
         self.twin = Twin(self.real, task.values, period=DT)
         self.channels = [name for name, _ in self.twin.channels.observations]
         self.config = EnsembleConfig(
-            self.plant.model.wraps, self.plant.actions, DT, history=4, members=MEMBERS, hidden=(64, 64), lookback=4
+            self.plant.model.wraps, self.plant.actions, DT, history=7, members=MEMBERS, hidden=(64, 64), lookback=4
         )
 
     def rehearsal(self, plant: Plant, draws: Values) -> Rehearsal:
@@ -197,7 +197,7 @@ def measure(setting: Setting, folder: Path) -> dict[str, float]:
     print(f"{task.robot}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in out.items()), flush=True)
     dagger(
         TwinEnv(setting.twin, setting.limit, DT, spread=task.spread), model, setting.planner, fallback,
-        setting.channels, folder, rounds=ROUNDS, seconds=ROUND, episode=2.5, seed=seed, iterations=600, rate=3e-3,
+        setting.channels, folder, rounds=ROUNDS, seconds=ROUND, episode=2.5, seed=seed, iterations=1500, rate=3e-3,
         patience=ROUNDS + 1, replay=lambda recordings: setting.adapted(model, recordings), replay_weight=1.0,
     )  # fmt: skip
     recorded = []
