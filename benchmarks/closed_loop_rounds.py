@@ -4,7 +4,7 @@
 
 Four twins stand in for robots: masses, friction, delay or strength are not those of the simulator. A model that looks
 back is trained on the simulator alone. Three rounds of `dagger` follow, of ten seconds each, in each of which a
-simulator is identified on the recordings so far, for the model to rehearse beside them. What each round leaves behind
+simulator is identified on the recordings so far, and a model is trained on both, behind the gate. What each leaves
 plans on the twin from ten starts. The return of a run is how close to its goal the robot was on average, 0 to 1.
 
 - `fallback`: damping alone. `oracle`: the planner with a model that was trained on simulations of the twin itself.
@@ -31,7 +31,7 @@ from _surroundings import one_thread, surroundings
 from torch import Tensor
 
 from sim2real.adapters import Chain, Latency, TorqueLimit
-from sim2real.calibration import OfReadings, identify
+from sim2real.calibration import identify
 from sim2real.control import closed_loop
 from sim2real.dagger import dagger
 from sim2real.episodes import Array, Episode
@@ -155,14 +155,18 @@ class Setting:
             iterations=1500, seed=self.seed,
         )  # fmt: skip
 
-    def adapted(self, model: EnsembleDynamics, recordings: Sequence[Episode]) -> OfReadings:
-        """Identify the simulator on recordings; return what the model can rehearse with it."""
+    def learned(self, recordings: Sequence[Episode]) -> EnsembleDynamics:
+        """Identify the simulator on recordings; train on them beside simulations of what was found."""
         prior = ParameterSet.parse(self.task.prior, self.plant.units())
         rng = np.random.default_rng(self.seed)
         found = identify(self.plant, recordings, prior, channels=self.channels, rng=rng, examine=False)
         told = ", ".join(f"{name} {value:.3g}" for name, value in found.values.items() if name in prior.names)
         print(f"  identified on {sum(e.duration for e in recordings):.3g} s: {told}", flush=True)
-        return OfReadings.simulated(model, self.rehearsal(self.plant, found.sample(rng, MEMBERS)), DT, 0.5, self.seed)
+        return fit_to_recordings(
+            EnsembleDynamics(self.config, self.seed), recordings, self.channels,
+            rehearsal=self.rehearsal(self.plant, found.sample(rng, MEMBERS)), trust=1.0, iterations=1500,
+            seed=self.seed,
+        )  # fmt: skip
 
     def planner(self, model: EnsembleDynamics) -> MPPI:
         """Return the controller of a model."""
@@ -197,8 +201,8 @@ def measure(setting: Setting, folder: Path) -> dict[str, float]:
     print(f"{task.robot}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in out.items()), flush=True)
     dagger(
         TwinEnv(setting.twin, setting.limit, DT, spread=task.spread), model, setting.planner, fallback,
-        setting.channels, folder, rounds=ROUNDS, seconds=ROUND, episode=2.5, seed=seed, iterations=1500, rate=3e-3,
-        patience=ROUNDS + 1, replay=lambda recordings: setting.adapted(model, recordings), replay_weight=1.0,
+        setting.channels, folder, rounds=ROUNDS, seconds=ROUND, episode=2.5, seed=seed, learn=setting.learned,
+        patience=ROUNDS + 1,
     )  # fmt: skip
     recorded = []
     for number in range(1, ROUNDS + 1):

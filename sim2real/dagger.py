@@ -84,6 +84,7 @@ def dagger(
     method: Method | Literal["auto"] = "anchored",
     guard: Callable[[Policy], Policy] = lambda policy: policy,
     replay: OfReadings | Callable[[Sequence[Episode]], OfReadings] | None = None,
+    learn: Callable[[Sequence[Episode]], EnsembleDynamics] | None = None,
     patience: int = 2,
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
@@ -114,6 +115,9 @@ def dagger(
             is `stopped`, with the reason, the call ends.
         replay: simulated windows that are mixed in; or what makes them of all recordings to learn from so far, such as
             those of a simulator that is identified on them. It should do the same for the same recordings.
+        learn: trains a model anew on all recordings to learn from so far, in place of tuning the one that was given:
+            `fit_to_recordings` beside a simulator that is identified on them, say. Where the robot is far from the
+            simulator of before, what looks back has to be learned anew, too, which tuning never touches.
         patience: stop after so many rounds that each lowered the error by less than 5 %.
         seed: of starts, shares and tuning.
         progress: called with a line now and then.
@@ -153,11 +157,16 @@ def dagger(
         policy = planner(copy.deepcopy(current))
         runner.record(policy, fallback, current, folder / "logs", share, seed + 1000 * number, guard)
         train, held = _split(place, number)
-        progress(f"round {number}: tuning on {sum(e.duration for e in train):.3g} s")
+        progress(f"round {number}: learning from {sum(e.duration for e in train):.3g} s")
         asked = [Questions.of(e, channels) for e in held]
-        real = OfReadings.of(model, train, channels, min(0.5, 0.3 * episode))
-        mixed = replay(train) if callable(replay) else replay
-        tuned = tune_dynamics(model, real, method=method, replay=mixed, seed=seed, progress=progress, **tuning).model
+        if learn is not None:
+            tuned = learn(train)
+        else:
+            real = OfReadings.of(model, train, channels, min(0.5, 0.3 * episode))
+            mixed = replay(train) if callable(replay) else replay
+            tuned = tune_dynamics(
+                model, real, method=method, replay=mixed, seed=seed, progress=progress, **tuning
+            ).model
         accepted, reason, crps = judge(current, tuned, _answer(channels), asked, seed)
         current = copy.deepcopy(tuned) if accepted else current
         recalibrate_model(current, RecordingPredictor(current, channels), asked)
