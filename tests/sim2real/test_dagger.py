@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 
 from sim2real.adapters import Chain, Noise
 from sim2real.dagger import dagger, finished, latest, roll_back
-from sim2real.episodes import Array
+from sim2real.episodes import Array, Episode
 from sim2real.errors import LogError, ModelError, SafetyError
 from sim2real.estimation import Estimate
 from sim2real.evaluation import Questions, RecordingPredictor
@@ -266,3 +267,31 @@ def test_a_filter_stands_around_whatever_is_in_command_and_its_stop_ends_the_cal
     assert made[1].interventions["rate"] > 10
     for e in episodes[1:]:
         assert np.abs(np.diff(e.actions, axis=0)).max() <= 30.0 * DT + 1e-6
+
+
+def test_a_model_that_is_trained_anew_takes_the_place_of_tuning_behind_the_same_gate(
+    plant: Plant, model: EnsembleDynamics, tmp_path: Path
+) -> None:
+    rehearsal = Rehearsal(plant, repeated({PAYLOAD: 0.8}, 2), Excitation((3.0,), (4.0,), (3.1,)), windows=400)
+    seen: list[int] = []
+
+    def learn(recordings: Sequence[Episode]) -> EnsembleDynamics:
+        """What an identified simulator teaches in the first round, next to nothing in the second."""
+        seen.append(len(recordings))
+        fresh = EnsembleDynamics(CONFIG, seed=5)
+        iterations = 300 if len(seen) == 1 else 1
+        return fit_to_recordings(
+            fresh, recordings, ["position"], rehearsal=rehearsal, recorded=0.0, iterations=iterations, rate=0.01
+        )
+
+    first, second = go(plant, model, tmp_path, learn=learn, seconds=16.0)
+    assert seen == [6, 12]
+    assert first.accepted, first.reason
+    assert first.after < 0.7 * first.before
+    assert not second.accepted
+    assert second.model != first.parent
+    # the encoder was learned anew, too
+    now = latest(tmp_path)
+    assert now.encoder is not None
+    assert model.encoder is not None
+    assert not torch.equal(next(now.encoder.parameters()), next(model.encoder.parameters()))
