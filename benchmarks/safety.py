@@ -5,7 +5,8 @@
 Robots with inertia up to 20 % off the model's start in random states, within their limits, and are sent random commands
 that are anything but safe, through the filter. States from which braking at once does not keep every limit and
 clearance are counted and not started in. Every period counts as one state and command, for it ends in a new state.
-Violations are those of the simulation, substep by substep: stops, velocities, efforts, and distances of geoms.
+Violations are those of the simulation, substep by substep: stops, velocities and efforts; and of each period, where
+geoms touch, and where they are closer than the clearance. `still` counts where the robot stands.
 
 - `pendulum`, `cartpole`, `two_link_arm`: limits alone.
 - `arm_and_post`: the two-link arm beside a post that it must not touch.
@@ -108,15 +109,16 @@ def cases() -> dict[str, tuple[RobotModel, Limits]]:
     return found
 
 
-def touching(clearance: Clearance, states: Array) -> int:
-    """Return in how many states (N, X) geoms that are looked at touch."""
+def closer(clearance: Clearance, states: Array) -> tuple[int, int]:
+    """Return in how many states (N, X) geoms that are looked at touch, and are closer than they should be."""
     mj, data = clearance.robot.mj, mujoco.MjData(clearance.robot.mj)
-    many = 0
+    touch = near = 0
     for q in states[:, : mj.nq]:
         data.qpos[:] = q
         mujoco.mj_kinematics(mj, data)
-        many += any(mujoco.mj_geomDistance(mj, data, int(a), int(b), 0.01, None) <= 0 for a, b in clearance.pairs)
-    return many
+        least = min(mujoco.mj_geomDistance(mj, data, int(a), int(b), 1.0, None) for a, b in clearance.pairs)
+        touch, near = touch + (least <= 0), near + (least < clearance.distance)
+    return touch, near
 
 
 def started(guard: SafetyFilter, limits: Limits, rng: np.random.Generator) -> tuple[Array, int]:
@@ -142,7 +144,7 @@ def assail(robot: RobotModel, limits: Limits, many: int, seed: int) -> dict[str,
     plant = Plant(robot, timestep=SUBSTEP, threads=1)
     low, high = np.asarray(limits.position, float).T
     masses = [m for m in plant.nominal() if m.endswith(".mass") and plant.nominal()[m] > 0]
-    out = dict.fromkeys((*COUNTED, "touching"), 0)
+    out = dict.fromkeys((*COUNTED, "touching", "closer", "still"), 0)
     while out["states"] < many:
         states, refused = started(guard, limits, rng)
         running = plant.start(PLANTS, {m: plant.nominal()[m] * rng.uniform(1 - OFF, 1 + OFF, PLANTS) for m in masses})
@@ -159,7 +161,10 @@ def assail(robot: RobotModel, limits: Limits, many: int, seed: int) -> dict[str,
             out["efforts"] += int((np.abs(sent) > limits.effort).any(1).sum())
             out["interventions"] += guard.interventions.get("braking", 0) - before
             if guard.clearance is not None:
-                out["touching"] += touching(guard.clearance, path[:, -1])
+                touch, near = closer(guard.clearance, path[:, -1])
+                out["touching"] += touch
+                out["closer"] += near
+            out["still"] += int((np.abs(path[:, -1, robot.mj.nv + robot.driven]).max(1) < 0.01).sum())
             if guard.stopped is not None:
                 raise RuntimeError(f"the filter stopped: {guard.stopped}")
         out["states"] += PLANTS * PERIODS
@@ -191,7 +196,7 @@ def main() -> None:
     options = parser.parse_args()
     chosen = {name: case for name, case in cases().items() if options.robots is None or name in options.robots}
     result: dict[str, Any] = {"robots": {}}
-    heads = ("states", "refused", "braked", "stops", "speeds", "efforts", "touch", "ms p50", "p99")
+    heads = ("states", "refused", "braked", "stops", "speeds", "efforts", "touch", "closer", "still", "ms p50", "p99")
     print(f"{'':14s}" + "".join(f"{h:>9s}" for h in heads) + f"{'without clearance':>19s}", flush=True)
     for name, (robot, limits) in chosen.items():
         r = assail(robot, limits, options.states // len(chosen), options.seed)
@@ -199,7 +204,7 @@ def main() -> None:
         result["robots"][name] = r | {"ms": took, "ms_limits_only": alone}
         print(
             f"{name:14s}"
-            + "".join(f"{r[k]:9d}" for k in (*COUNTED, "touching"))
+            + "".join(f"{r[k]:9d}" for k in (*COUNTED, "touching", "closer", "still"))
             + f"{took['p50']:9.3f}{took['p99']:9.3f}{alone['p50']:11.3f}{alone['p99']:8.3f}",
             flush=True,
         )

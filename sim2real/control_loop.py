@@ -81,13 +81,13 @@ class Timing:
 
     def to_json(self) -> dict[str, float]:
         """Return what is told of it; the first command is left out of how long they took."""
-        late = np.abs(self.jitter)
+        late, took = np.abs(self.jitter), self.milliseconds[1:] if len(self.milliseconds) > 1 else self.milliseconds
         return {
             "rate_hz": (len(self.times) - 1) / float(self.times[-1]),
             "periods": len(self.milliseconds),
             "missed": self.missed,
-            "command_ms_p50": float(np.median(self.milliseconds[1:])),
-            "command_ms_p99": float(np.quantile(self.milliseconds[1:], 0.99)),
+            "command_ms_p50": float(np.median(took)),
+            "command_ms_p99": float(np.quantile(took, 0.99)),
             "jitter_ms_p50": float(np.median(late)),
             "jitter_ms_p99": float(np.quantile(late, 0.99)),
             "jitter_ms_max": float(late.max()),
@@ -147,6 +147,7 @@ class ControlLoop:
 
         Raises:
             NonFiniteError: the policy returned a command that is not finite; it was not sent.
+            LogError: that is less than a period.
         """
         period, space = self.tracker.period, self._space
         self.policy.reset()
@@ -157,6 +158,8 @@ class ControlLoop:
         readings = [np.asarray(observation, float)[self.channels]]
         interrupted: KeyboardInterrupt | None = None
         left = round(seconds / period)
+        if left < 1:
+            raise LogError(f"expected a run of a period of {period:g} s or more, found {seconds:g} s")
         while left > 0:
             left -= 1
             try:

@@ -21,6 +21,8 @@ from sim2real.recipe import Recipe, read_value, value_of, with_overrides
 NOTATION = ("U(a, b)", "LogU(a, b)", "int(a, b)", "choice(x, y, ...)")
 # Sections that come after the stage at which `objective: identify` is scored.
 AFTER_IDENTIFICATION = ("model", "finetune", "control")
+# Keys that say what a controller is scored by, or nothing about it.
+UNSCORED = ("control.target", "control.seconds", "control.starts", "control.loop", "control.fallback_gain")
 # Sections that neither the robot nor the recordings depend on.
 LEARNING = ("identify", "observer", "model", "finetune")
 OPENING, CLOSING = "([{", ")]}"
@@ -212,6 +214,10 @@ def search_space(recipe: Recipe) -> dict[str, SearchRange]:
             raise RecipeError(
                 f"sweep.keys.{key}: `control:` comes after the fine-tuning, which is scored here; "
                 "set sweep.objective: control"
+            )
+        if key.startswith(UNSCORED):
+            raise RecipeError(
+                f"sweep.keys.{key}: it changes what is asked of a controller, so scores would not compare"
             )
         space[key] = parse_range(key, text)
         for value in space[key].probes:

@@ -46,7 +46,7 @@ class PlannerProcess:
         followed: how often a plan before was followed.
 
     Raises:
-        ModelError: the policy cannot be pickled, or did not start.
+        ModelError: the policy cannot be pickled, or fails to start.
     """
 
     def __init__(
@@ -74,20 +74,22 @@ class PlannerProcess:
         if self._process is not None and self._answers(ENDING):
             return
         self.close()
+        name = type(self.policy).__name__
+        try:
+            # as bytes: torch would move what a pipe sends to shared memory, under the feet of whoever looks at it
+            written = pickle.dumps(self.policy)
+        except Exception as error:  # whatever pickle says of what it cannot do
+            raise ModelError(f"{name} cannot be sent to a process of its own: {error}") from None
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self.threads), daemon=True)
         self._process.start()
         theirs.close()
-        try:
-            # as bytes: torch would move what a pipe sends to shared memory, under the feet of whoever looks at it
-            self._pipe.send_bytes(pickle.dumps(self.policy))
-        except (TypeError, AttributeError, pickle.PicklingError, OSError) as error:
-            self.close()
-            raise ModelError(f"{type(self.policy).__name__} cannot be sent to a process of its own: {error}") from None
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(written)
         if not self._answers(STARTING):
             self.close()
-            raise ModelError(f"the process of {type(self.policy).__name__} did not start within {STARTING:g} s")
+            raise ModelError(f"the process of {name} did not start within {STARTING:g} s, or has died")
 
     def act(self, estimate: Estimate, t: float) -> Array:
         """Return the commands (n, A) of the plan for this estimate, or else of the plan before.
@@ -96,17 +98,18 @@ class PlannerProcess:
             SafetyError: the planner failed or its process has died, or there is no plan for now.
         """
         if self._process is None:
-            self.reset()
+            raise SafetyError("the planner's process is not running: reset it first")
         self._now += 1
-        self._collect()
-        if self._asked is None:
-            self._tell((self._now, estimate, t))
-            self._asked = self._now
         until = time.perf_counter() + (FIRST if self._plan is None else self.wait)
-        while self._known != self._now and self._asked == self._now:
+        while True:
+            self._collect()
+            if self._known == self._now:
+                break
+            if self._asked is None:
+                self._tell((self._now, estimate, t))
+                self._asked = self._now
             if not self._pipe.poll(max(until - time.perf_counter(), 0.0)):
                 break
-            self._collect()
         age = self._now - self._known
         if self._plan is None or age > self.patience or age >= self._plan.shape[1]:
             raise SafetyError(f"no plan for {age} period{'s' * (age > 1)}: the planner is too slow, or hangs")
@@ -153,13 +156,19 @@ class PlannerProcess:
         return f"the planner's process has died (exit code {self._process.exitcode})"
 
     def _answers(self, within: float) -> bool:
-        """Return whether the process forgets its past and says so."""
+        """Return whether the process forgets its past and says so; raise a ModelError where it says that it cannot."""
+        until, found = time.perf_counter() + within, None
         with contextlib.suppress(EOFError, OSError):
             self._pipe.send(None)
-            until = time.perf_counter() + within
             while self._pipe.poll(max(until - time.perf_counter(), 0.0)):
-                if self._pipe.recv() is None:
+                found = self._pipe.recv()
+                if found is None:
                     return True
+                if isinstance(found, str):
+                    break
+        if isinstance(found, str):
+            self.close()
+            raise ModelError(f"{type(self.policy).__name__} failed in its process: {found}")
         return False
 
 
@@ -168,11 +177,19 @@ def _serve(pipe: Connection, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the loop brakes first
     torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, OSError):
-        policy: Policy = pickle.loads(pipe.recv_bytes())
+        try:
+            policy: Policy = pickle.loads(pipe.recv_bytes())
+        except Exception as error:
+            pipe.send(f"{type(error).__name__}: {error}")
+            return
         while True:
             asked = pipe.recv()
             if asked is None:
-                policy.reset()
+                try:
+                    policy.reset()
+                except Exception as error:
+                    pipe.send(f"{type(error).__name__}: {error}")
+                    return
                 pipe.send(None)
                 continue
             number, estimate, t = asked

@@ -28,15 +28,17 @@ class Dynamics:
         bias: (..., V).
         parts: (..., B, V, V) of the inertia, of each body.
         pulls: (..., B + 1, V) of the bias, of each body, and what rubs.
+        friction: (V,) dry friction of each joint.
         driven: (A,) joints.
         gear: (A,) effort of a command of one.
         margin: see above.
 
     Attributes:
         held: (..., V) acceleration that is held in check where the robot stands still.
+        sticks: (..., V) acceleration that dry friction keeps from coming about.
     """
 
-    __slots__ = ("_driven", "_gear", "_parts", "_pulls", "_share", "_through", "held")
+    __slots__ = ("_driven", "_gear", "_parts", "_pulls", "_share", "_through", "held", "sticks")
 
     def __init__(
         self,
@@ -44,6 +46,7 @@ class Dynamics:
         bias: Array,
         parts: Array,
         pulls: Array,
+        friction: Array,
         driven: NDArray[np.int_],
         gear: Array,
         margin: float,
@@ -51,6 +54,7 @@ class Dynamics:
         self._driven, self._gear, self._share = driven, gear, margin / (1 - margin)
         inverse = np.asarray(np.linalg.inv(inertia), float)
         self.held: Array = _times(inverse, bias)
+        self.sticks: Array = np.diagonal(inverse, axis1=-2, axis2=-1) * friction
         self._through = inverse[..., driven] * gear
         self._parts = inverse[..., None, :, :] @ parts
         self._pulls = _times(inverse[..., None, :, :], pulls)
@@ -111,6 +115,8 @@ class Braking:
         if not 0 <= margin < 1:
             raise ModelError(f"expected a margin from 0 to below 1, found {margin:g}")
         mj = robot.mj
+        if mj.neq:
+            raise ModelError(f"{robot.name} has equality constraints, which braking does not reckon with")
         self.robot, self.margin, self.fade = robot, margin, fade
         self.driven, self.effort = robot.driven, np.asarray(limits.effort, float)
         self._gear = _gears(robot, self.effort)
@@ -129,7 +135,7 @@ class Braking:
 
     def dynamics(self, state: Array) -> Dynamics:
         """Return the dynamics at a state (X,)."""
-        return Dynamics(*self._at(state), self.driven, self._gear, self.margin)
+        return Dynamics(*self._at(state), self.robot.mj.dof_frictionloss, self.driven, self._gear, self.margin)
 
     def _at(self, state: Array) -> tuple[Array, Array, Array, Array]:
         """Return inertia, bias, and both by bodies: `M = sum m J'J + Jr'I Jr`, and the like."""
@@ -172,11 +178,15 @@ class Braking:
         sent = here.command(np.minimum(np.maximum(slower / self.fade, -most), most) + push)
         return np.asarray(np.minimum(np.maximum(sent, -self.effort), self.effort))
 
-    def after(self, state: Array, here: Dynamics, command: Array, period: float) -> Array:
-        """Return where a command (A,) takes a state (X,) in a period; what nothing drives keeps its velocity."""
+    def after(self, state: Array, here: Dynamics, command: Array, period: float, sticking: bool = False) -> Array:
+        """Return where a command (A,) takes a state (X,) in a period; what nothing drives keeps its velocity.
+
+        Where joints stick, dry friction slows them down; where they do not, they get further, which is safer to assume.
+        """
         half = len(state) // 2
-        velocity = state[half:].copy()
-        velocity[self.driven] += period * here.acceleration(command)[self.driven]
+        velocity, still = state[half:].copy(), period * here.sticks[self.driven]
+        moved = velocity[self.driven] + period * here.acceleration(command)[self.driven]
+        velocity[self.driven] = np.sign(moved) * np.maximum(np.abs(moved) - still, 0.0) if sticking else moved
         return np.concatenate([state[:half] + 0.5 * period * (state[half:] + velocity), velocity])
 
     def within(self, state: Array) -> bool:
@@ -199,7 +209,7 @@ class Braking:
         velocities *= most
         found = zip(*(self._at(np.concatenate(s)) for s in zip(positions, velocities, strict=True)), strict=True)
         inertia, bias, parts, pulls = (np.stack(rows) for rows in found)
-        known = Dynamics(inertia, bias, parts, pulls, a, self._gear, self.margin)
+        known = Dynamics(inertia, bias, parts, pulls, model.dof_frictionloss, a, self._gear, self.margin)
         way = -np.sign(velocities[:, a])
 
         def enough(time: float) -> bool:
@@ -238,11 +248,13 @@ def _gears(robot: RobotModel, effort: Array) -> Array:
     if len(np.unique(robot.driven)) < mj.nu:
         raise ModelError(f"expected one motor a joint, found several on one in {robot.name}")
     factor = np.asarray(mj.actuator_gear[:, 0] * mj.actuator_gainprm[:, 0])
+    joint = mj.actuator_trnid[:, 0]
     for limited, ranges, sent in (
         (mj.actuator_ctrllimited, mj.actuator_ctrlrange, effort),
         (mj.actuator_forcelimited, mj.actuator_forcerange, effort * np.abs(mj.actuator_gainprm[:, 0])),
+        (mj.jnt_actfrclimited[joint], mj.jnt_actfrcrange[joint], effort * np.abs(factor)),
     ):
-        weak = (limited != 0) & (np.abs(ranges).min(1) < sent)
+        weak = (limited != 0) & (np.minimum(-ranges[:, 0], ranges[:, 1]) < sent)
         if weak.any():
             raise ModelError(f"{', '.join(names[weak])} of {robot.name} cannot do the efforts that the limits allow")
     return factor

@@ -14,7 +14,9 @@ from sim2real.errors import ModelError
 from sim2real.randomization import RobotModel
 
 # Halvings of a stretch of a path before it counts as too close.
-HALVINGS = 8
+HALVINGS = 12
+# Where a stretch moves nothing by more than this [m], its middle tells.
+TOLERANCE = 1e-3
 # Configurations; geoms that are too close in all of them are joined.
 SAMPLES = 64
 
@@ -68,6 +70,9 @@ class Clearance:
         differs = self._chains[first] ^ self._chains[second]
         self._closing = np.where(differs, np.maximum(reach[first], reach[second]), 0.0)
         self._moving = reach[self._walled]
+        self._alike = np.full(len(self.pairs), distance), np.full(len(self._walled), distance)
+        if not np.isfinite(reach).all():
+            raise ModelError(f"a slide of {robot.name} has no range: give it one, or no clearance can be kept")
         moved = np.concatenate([self._closing, self._moving]).any(0)
         free = np.setdiff1d(np.flatnonzero(moved), robot.driven)
         slides = free[mj.jnt_type[free] == int(mujoco.mjtJoint.mjJNT_SLIDE)]
@@ -77,27 +82,45 @@ class Clearance:
             )
         self._anywhere = free
 
-    def kept(self, path: Array) -> bool:
-        """Return whether the distance is kept all along a path (S + 1, V) of joint positions, straight in between."""
+    def kept(self, path: Array, leaving: bool = False) -> bool:
+        """Return whether the distance is kept all along a path (S + 1, V) of joint positions, straight in between.
+
+        At the ends of stretches it is kept exactly, between them to a millimetre.
+
+        Args:
+            path: of all joints.
+            leaving: what is closer already where the path begins need only not come closer.
+        """
+        none, needed = np.zeros(self._mj.nv), self._alike
+        if leaving:
+            pairs, walls = self._gaps(path[0], none, needed)
+            needed = np.minimum(needed[0], pairs - 1e-9), np.minimum(needed[1], walls - 1e-9)
+        if not all((g >= n).all() for at in path for g, n in zip(self._gaps(at, none, needed), needed, strict=True)):
+            return False
         stretches = [(a, b, 0) for a, b in pairwise(path)]
         while stretches:
             start, end, depth = stretches.pop()
             middle, half = 0.5 * (start + end), 0.5 * np.abs(end - start)
             half[self._anywhere] = np.pi
-            here, around = self._room(middle, half)
-            if around >= 0:
+            slack = self._closing @ half, self._moving @ half
+            rooms = [g - n for g, n in zip(self._gaps(middle, half, needed), needed, strict=True)]
+            if all((room >= s).all() for room, s in zip(rooms, slack, strict=True)):
                 continue
-            if here < 0 or depth == HALVINGS:
+            if depth == HALVINGS or any((room < 0).any() for room in rooms):
                 return False
-            stretches += [(start, middle, depth + 1), (middle, end, depth + 1)]
+            if max(s.max(initial=0.0) for s in slack) > TOLERANCE:
+                stretches += [(start, middle, depth + 1), (middle, end, depth + 1)]
         return True
 
-    def _room(self, at: Array, half: Array) -> tuple[float, float]:
-        """Return how much more than the distance there is at positions (V,), and surely `half` (V,) around [m]."""
+    def _gaps(self, at: Array, half: Array, needed: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Return how far apart pairs are (P,), and what is walled in from its walls (G,), at positions (V,) [m].
+
+        Of pairs that are further apart than is needed within `half` (V,) of there, no more than that is told.
+        """
         mj, data = self._mj, self._data
         data.qpos[:] = at
         mujoco.mj_kinematics(mj, data)
-        here = around = np.inf
+        walls = np.zeros(0)
         if len(self._walled):
             assert self._box is not None
             boxes, turned = mj.geom_aabb[self._walled], data.geom_xmat[self._walled].reshape(-1, 3, 3)
@@ -106,17 +129,14 @@ class Clearance:
             # by its box and by its ball, whichever is tighter
             ball, about = self._bounds[self._walled, None], data.geom_xpos[self._walled]
             low, high = np.maximum(centre - size, about - ball), np.minimum(centre + size, about + ball)
-            room = np.minimum(low - self._box[0], self._box[1] - high).min(1) - self.distance
-            here, around = float(room.min()), float((room - self._moving @ half).min())
+            walls = np.minimum(low - self._box[0], self._box[1] - high).min(1)
         first, second = self.pairs.T
-        slack = self._closing @ half
-        needed = self.distance + slack
+        gaps = needed[0] + self._closing @ half
         apart = np.linalg.norm(data.geom_xpos[first] - data.geom_xpos[second], axis=1)
-        near = ~(apart - self._bounds[first] - self._bounds[second] >= needed)
+        near = ~(apart - self._bounds[first] - self._bounds[second] >= gaps)
         for i in np.flatnonzero(near):
-            found = mujoco.mj_geomDistance(mj, data, int(first[i]), int(second[i]), float(needed[i]), None)
-            here, around = min(here, found - self.distance), min(around, found - needed[i])
-        return here, around
+            gaps[i] = mujoco.mj_geomDistance(mj, data, int(first[i]), int(second[i]), float(gaps[i]), None)
+        return gaps, walls
 
     def _not_joined(self, pairs: NDArray[np.int_]) -> NDArray[np.int_]:
         """Return the pairs that are not too close everywhere."""
@@ -142,16 +162,20 @@ class Clearance:
         if mj.jnt_type[joint] == int(mujoco.mjtJoint.mjJNT_SLIDE):
             return 1.0
         body, holder = int(mj.geom_bodyid[geom]), int(mj.jnt_bodyid[joint])
-        far = float(np.linalg.norm(mj.geom_pos[geom]) + mj.geom_rbound[geom])
-        while body != holder:
-            far += float(np.linalg.norm(mj.body_pos[body]))
-            for k in range(mj.body_jntadr[body], mj.body_jntadr[body] + mj.body_jntnum[body]):
+        far = float(np.linalg.norm(mj.geom_pos[geom]) + mj.geom_rbound[geom] + np.linalg.norm(mj.jnt_pos[joint]))
+        while True:
+            first = int(mj.body_jntadr[body])
+            for k in range(first, first + int(mj.body_jntnum[body])):
+                if k == joint or (body == holder and k < joint):  # what comes before it does not hang on it
+                    continue
                 if mj.jnt_type[k] == int(mujoco.mjtJoint.mjJNT_SLIDE):
                     far += float(np.abs(mj.jnt_range[k]).max()) if mj.jnt_limited[k] else np.inf
                 else:  # its body turns about an anchor that is not its origin
                     far += 2 * float(np.linalg.norm(mj.jnt_pos[k]))
+            if body == holder:
+                return far
+            far += float(np.linalg.norm(mj.body_pos[body]))
             body = int(mj.body_parentid[body])
-        return far + float(np.linalg.norm(mj.jnt_pos[joint]))
 
 
 def _chain(mj: mujoco.MjModel, body: int) -> NDArray[np.bool_]:
@@ -167,6 +191,8 @@ def _chain(mj: mujoco.MjModel, body: int) -> NDArray[np.bool_]:
 def _colliding(mj: mujoco.MjModel) -> NDArray[np.int_]:
     """Return the pairs of geoms (P, 2) that MuJoCo would let collide."""
     excluded = {(int(s) >> 16, int(s) & 0xFFFF) for s in mj.exclude_signature}
+    if mj.npair:
+        raise ModelError("pairs of geoms in <contact> are not looked at: give geoms contype and conaffinity instead")
     out = []
     for a in range(mj.ngeom):
         for b in range(a + 1, mj.ngeom):

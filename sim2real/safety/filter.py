@@ -90,7 +90,7 @@ class SafetyFilter:
         """Forget the past, but not an emergency stop."""
         self.policy.reset()
         self._held: dict[int, tuple[Array, Array]] = {}  # where plants are held after an emergency stop
-        self._sent: list[Array] = []  # as many as are on their way, and the last one
+        self._sent: list[Array] = []  # in force since the readings before, and on its way
         self._known: Array | None = None  # where the robot is, by dead reckoning where it cannot be read
         self._watchdog.forget()
 
@@ -109,25 +109,27 @@ class SafetyFilter:
         state = np.asarray(estimate.state, float)
         n, actions = len(state), len(self._effort)
         if not self._sent or len(self._sent[0]) != n:
-            self._sent, self._known = [np.zeros((n, actions))] * max(self._flying_for, 1), None
+            self._sent, self._known = [np.zeros((n, actions))] * (self._flying_for + 1), None
             self._watchdog.forget()
-        wrong, at = self._watchdog.look(state, estimate.reading, t, self._known, self._sent[0])
+        wrong, at, blind = self._watchdog.look(state, estimate.reading, t, self._known, self._sent[0])
         if wrong is not None:
             self.stop(wrong)
         asked = None if self.stopped else self._ask(estimate, t)
         if at is None:  # nothing was ever known
             return self._note(np.zeros((n, actions)))
-        blind = at is not state
-        braking, out, self._known = self.braking, np.empty((n, actions)), np.empty_like(state)
+        if self.stopped:  # a robot that is held rests on what can be read
+            at = np.where(blind[:, None], at, state)
+        braking, out, known = self.braking, np.empty((n, actions)), np.empty_like(state)
+        flying = self._sent[1:]
         for i in range(n):
             there, here = at[i], braking.dynamics(at[i])
             first = here
-            for sent in self._sent[-self._flying_for :] if self._flying_for else ():
+            for sent in flying:
                 there = braking.after(there, here, sent[i], self.period)
                 here = braking.dynamics(there)
-            out[i] = self._one(i, there, here, None if asked is None else asked[i], blind)
-            acts = self._sent[0][i] if self._flying_for else out[i]
-            self._known[i] = braking.after(at[i], first, acts, self.period)
+            out[i] = self._one(i, there, here, None if asked is None else asked[i], bool(blind[i]))
+            known[i] = braking.after(at[i], first, flying[0][i] if flying else out[i], self.period)
+        self._known = known
         return self._note(out)
 
     def _note(self, sent: Array) -> Array:
@@ -233,7 +235,7 @@ class SafetyFilter:
         """Return whether the clearance is kept through a period of acceleration `change`, and until a standstill."""
         assert self.clearance is not None
         return all(
-            self.clearance.kept(stopping(self.braking, state, a, self.period, slows))
+            self.clearance.kept(stopping(self.braking, state, a, self.period, slows), leaving=True)
             for a, slows in ((change - unsure, None), (change + unsure, None), (change, self.braking.quickest))
         )
 
@@ -242,7 +244,7 @@ class SafetyFilter:
 
 
 def stopping(braking: Braking, state: Array, change: Array, period: float, slows: Array | None = None) -> Array:
-    """Return the way (S + 2, V) of all joints from a state (X,) through a period, and on until the driven ones stand.
+    """Return the way (S + 3, V) of all joints from a state (X,) through a period, and on until the driven ones stand.
 
     Args:
         braking: how they stop; the joints that nothing drives are left where they are.
@@ -267,7 +269,8 @@ def stopping(braking: Braking, state: Array, change: Array, period: float, slows
 
 
 def viable(safety: SafetyFilter, states: Array) -> NDArray[np.bool_]:
-    """Return from which states (n, X) braking at once keeps what the filter keeps: (n,)."""
+    """Return from which states (n, X) braking at once, as slowly as can be relied on, keeps what the filter keeps:
+    (n,)."""
     half, driven = states.shape[1] // 2, safety.braking.driven
     q, v = states[:, :half][:, driven], states[:, half:][:, driven]
     low, high = safety.inside

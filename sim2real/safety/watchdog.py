@@ -43,10 +43,11 @@ class Watchdog:
 
     def look(
         self, state: Array, reading: Array | None, t: float, expected: Array | None, sent: Array
-    ) -> tuple[str | None, Array | None]:
-        """Return what is wrong with readings, if anything is, and the states (n, X) to go by; None if nothing is known.
+    ) -> tuple[str | None, Array | None, NDArray[np.bool_]]:
+        """Return what is wrong with readings, if anything is; the states (n, X) to go by, None if nothing is known; and
+        which plants (n,) cannot be read.
 
-        What is wrong with nothing may go by another state, too: as long as a reading stays the same, by dead reckoning.
+        As long as a reading stays the same, its plant goes by dead reckoning for a while, though nothing is wrong yet.
 
         Args:
             state: (n, X) as it is estimated.
@@ -57,19 +58,25 @@ class Watchdog:
         """
         elapsed = self.period if self._time is None else t - self._time
         self._time = t
-        if not np.isfinite(state).all():
-            return "readings are not finite", expected
+        missing = np.asarray(~np.isfinite(state).all(1), bool)
+        if missing.any():
+            at = None if expected is None else np.where(missing[:, None], expected, state)
+            return "readings are not finite", at, missing
         read = state[:, : state.shape[1] // 2] if reading is None else np.asarray(reading)
         at = self._reckon(state, read, sent, expected)
         if not 0 < elapsed <= LATE * self.period:
-            return f"readings are late: {1e3 * elapsed:.0f} ms after the last one", state
+            return f"readings are late: {1e3 * elapsed:.0f} ms after the last one", state, missing
         far = np.zeros((len(read), 1), bool) if expected is None else self._jumped(read, expected, elapsed)
         self._lost |= far.any(1) & (self._same > 0)
+        jumped = far.any(1) & ~self._lost
         if self._lost.any():
-            return f"readings have not changed for {self._same[self._lost].max()} periods", at
-        if not far.any():
-            return None, at
-        return f"readings jump: {self.braking.robot.joint_names[far.any(0).argmax()]} is where it cannot be", expected
+            reason = f"readings have not changed for {self._same[self._lost].max()} periods"
+        elif jumped.any():
+            reason = f"readings jump: {self.braking.robot.joint_names[far.any(0).argmax()]} is where it cannot be"
+        else:
+            return None, at, missing
+        blind = self._lost | jumped
+        return reason, at if expected is None else np.where(blind[:, None], expected, at), blind
 
     def _jumped(self, read: Array, expected: Array, elapsed: float) -> NDArray[np.bool_]:
         """Return which joints (n, V) are further from where they should be than they can get."""
@@ -94,7 +101,7 @@ class Watchdog:
                 self._reckoned[i] = state[i]
             else:
                 here = self.braking.dynamics(self._reckoned[i])
-                self._reckoned[i] = self.braking.after(self._reckoned[i], here, sent[i], self.period)
+                self._reckoned[i] = self.braking.after(self._reckoned[i], here, sent[i], self.period, True)
                 gone = np.abs(self._reckoned[i] - state[i])[: state.shape[1] // 2][self.braking.driven]
                 self._lost[i] = self._same[i] == self._patience and (gone > MOVED).any()
         return self._reckoned.copy() if same.any() else state

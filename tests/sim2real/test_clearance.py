@@ -90,6 +90,33 @@ def test_what_moves_stays_in_its_workspace() -> None:
         assert walls.kept(np.array([[0.0, 0.0], [-0.4, 0.0]])) is kept
 
 
+def test_what_hangs_on_a_hinge_reaches_as_far_as_its_slide() -> None:
+    text = """<mujoco><compiler angle="radian"/><worldbody><geom name="post" type="sphere" size="0.05" pos="1 0 0"/>
+<body><joint name="turn" axis="0 0 1" range="-3 3" limited="true"/>{between}
+<joint name="out" type="slide" axis="1 0 0" {range}/><inertial pos="0 0 0" mass="1" diaginertia="0.1 0.1 0.1"/>
+<geom name="hand" type="sphere" size="0.03"/>{end}</body></worldbody>
+<actuator><motor joint="turn"/><motor joint="out"/></actuator></mujoco>"""
+    on_two = '<inertial pos="0 0 0" mass="1" diaginertia="0.1 0.1 0.1"/><body>'
+    for between, end in (("", ""), (on_two, "</body>")):
+        made = text.format(between=between, end=end, range='range="0 1.5" limited="true"')
+        clearance = Clearance(RobotModel("polar", mujoco.MjModel.from_xml_string(made)), 0.01)
+        assert not clearance.kept(np.array([[-0.5, 1.0], [1.0, 1.0]]))
+        assert clearance.kept(np.array([[-0.5, 0.5], [1.0, 0.5]]))
+        endless = text.format(between=between, end=end, range="")
+        with pytest.raises(ModelError, match="has no range"):
+            Clearance(RobotModel("polar", mujoco.MjModel.from_xml_string(endless)), 0.01)
+
+
+def test_what_is_too_close_may_leave_and_not_come_closer() -> None:
+    clearance = Clearance(scene(), 0.05)
+    near = np.array([0.53, 0.0])
+    assert 0 < min(apart(near), apart_of_rod(near)) < 0.05
+    away, closer = np.array([[0.53, 0.0], [0.4, 0.0]]), np.array([[0.53, 0.0], [0.55, 0.0]])
+    assert clearance.kept(away, leaving=True)
+    assert not clearance.kept(closer, leaving=True)
+    assert not clearance.kept(away)
+
+
 def test_a_hinge_that_nothing_drives_may_be_anywhere() -> None:
     robot = scene(drive=('<motor joint="tip"/>', ""))
     clearance = Clearance(robot, 0.02)

@@ -219,6 +219,7 @@ def test_planners_plan_in_a_process_as_they_do_here() -> None:
     here.act(estimate, 0.0)  # it has plants at work by now, which cannot be sent
     here.reset()
     process = PlannerProcess(there, PERIOD, wait=20.0)
+    process.reset()
     for k in range(3):
         np.testing.assert_array_equal(process.act(estimate, k * PERIOD), here.act(estimate, k * PERIOD))
     assert process.followed == 0
@@ -230,11 +231,37 @@ def test_a_model_that_is_sent_stays_where_it_is() -> None:
     views = [p.detach().numpy() for p in model.parameters()]
     before = [v.copy() for v in views]
     process = PlannerProcess(MPPI(model, Upright(), LIMIT, horizon=0.2, candidates=10), PERIOD, wait=20.0)
+    process.reset()
     process.act(Estimate(np.array([[0.3, 0.1]]), np.zeros((1, 2, 1))), 0.0)
     process.close()
     assert not any(p.is_shared() for p in model.parameters())
     for view, expected in zip(views, before, strict=True):
         np.testing.assert_array_equal(view, expected)
+
+
+class Camera(Damping):
+    def reset(self) -> None:
+        raise OSError("camera not found")
+
+
+def test_what_fails_to_start_says_why() -> None:
+    process = PlannerProcess(Camera(0.1, LIMIT), PERIOD)
+    with pytest.raises(ModelError, match="Camera failed in its process: OSError: camera not found"):
+        process.reset()
+    with pytest.raises(SafetyError, match="not running"):
+        process.act(Estimate(np.zeros((1, 2)), np.zeros((1, 2, 1))), 0.0)
+
+
+def test_a_planner_of_one_period_and_a_bit_is_never_far_behind(slow: PlannerProcess) -> None:
+    estimate = Estimate(np.zeros((1, 2)), np.zeros((1, 2, 1)))
+    slow.reset()
+    slow.wait = 0.9 * 0.13
+    for k in range(8):
+        begun = time.perf_counter()
+        # what was planned for now, whenever it was: plans of this planner say the number of each of their steps
+        assert slow.act(estimate, k * PERIOD)[0, 0] == k
+        time.sleep(max(0.13 - (time.perf_counter() - begun), 0))
+    assert slow.followed < 8
 
 
 def test_what_cannot_be_sent_to_a_process_is_refused() -> None:

@@ -142,6 +142,7 @@ def test_wrong_notations_are_refused(text: str, message: str) -> None:
             {"objective": "finetune"},
             "comes after the fine-tuning.*objective: control",
         ),
+        ({"control.target": "U(0, 3)"}, {"objective": "control"}, "changes what is asked of a controller"),
         ({"sweep.trials": "int(1, 9)"}, {}, "no result depends on it"),
         ({}, {}, "nothing to sweep"),
     ],
