@@ -13,10 +13,10 @@ from sim2real.episodes import Array
 from sim2real.errors import ModelError
 from sim2real.randomization import RobotModel
 
-# Halvings of a stretch of a path before it counts as too close.
-HALVINGS = 12
-# Where a stretch moves nothing by more than this [m], its middle tells.
-TOLERANCE = 1e-3
+# Places that a path is looked at in, beside the ends of its stretches, before it counts as too close.
+PLACES = 40
+# Where a stretch moves nothing by more than this share of the distance, and this [m], its middle tells.
+SHARE, TOLERANCE = 0.5, 1e-3
 # Configurations; geoms that are too close in all of them are joined.
 SAMPLES = 64
 
@@ -85,31 +85,39 @@ class Clearance:
     def kept(self, path: Array, leaving: bool = False) -> bool:
         """Return whether the distance is kept all along a path (S + 1, V) of joint positions, straight in between.
 
-        At the ends of stretches it is kept exactly, between them to a millimetre.
+        At the ends of stretches it is kept exactly, between them half of it, or all but a millimetre.
 
         Args:
             path: of all joints.
             leaving: what is closer already where the path begins need only not come closer.
         """
         none, needed = np.zeros(self._mj.nv), self._alike
+        whole = np.abs(np.diff(path, axis=0)).sum(0)
+        whole[self._anywhere] = np.pi
+        slack = self._closing @ whole, self._moving @ whole
+        found = self._gaps(path[0], whole, needed)
+        if all((g >= n + s).all() for g, n, s in zip(found, needed, slack, strict=True)):  # far from everything
+            return True
         if leaving:
             pairs, walls = self._gaps(path[0], none, needed)
             needed = np.minimum(needed[0], pairs - 1e-9), np.minimum(needed[1], walls - 1e-9)
         if not all((g >= n).all() for at in path for g, n in zip(self._gaps(at, none, needed), needed, strict=True)):
             return False
-        stretches = [(a, b, 0) for a, b in pairwise(path)]
+        fine, looked = max(SHARE * self.distance, TOLERANCE), 0
+        stretches = list(pairwise(path))
         while stretches:
-            start, end, depth = stretches.pop()
+            start, end = stretches.pop()
+            looked += 1
             middle, half = 0.5 * (start + end), 0.5 * np.abs(end - start)
             half[self._anywhere] = np.pi
             slack = self._closing @ half, self._moving @ half
             rooms = [g - n for g, n in zip(self._gaps(middle, half, needed), needed, strict=True)]
             if all((room >= s).all() for room, s in zip(rooms, slack, strict=True)):
                 continue
-            if depth == HALVINGS or any((room < 0).any() for room in rooms):
+            if looked > PLACES or any((room < 0).any() for room in rooms):
                 return False
-            if max(s.max(initial=0.0) for s in slack) > TOLERANCE:
-                stretches += [(start, middle, depth + 1), (middle, end, depth + 1)]
+            if max(s.max(initial=0.0) for s in slack) > fine:
+                stretches += [(start, middle), (middle, end)]
         return True
 
     def _gaps(self, at: Array, half: Array, needed: tuple[Array, Array]) -> tuple[Array, Array]:
