@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +27,10 @@ from sim2real.twin import Twin
 from sim2real.twin_env import TwinEnv
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics
 
-PERIOD, LIMIT = 0.02, np.array([8.0])
+sys.path.insert(0, str(Path(__file__).parent / "in_a_process"))  # spawned processes are given this path, too
+from failing_policies import PERIOD, Camera, Fails, Slow
+
+LIMIT = np.array([8.0])
 
 
 def twin() -> TwinEnv:
@@ -106,27 +107,6 @@ def test_readings_that_break_stop_the_robot_and_it_stands(how: str, within: int,
     assert abs(state[0]) < (1.53 if how == "frozen" else 1.5)  # for the time that it took to be found out
 
 
-class Fails:
-    """Plans well, and then no more."""
-
-    def __init__(self, how: str, after: int) -> None:
-        self.how, self.after, self.calls = how, after, 0
-
-    def reset(self) -> None:
-        self.calls = 0
-
-    def act(self, estimate: Estimate, t: float) -> Array:
-        self.calls += 1
-        if self.calls > self.after:
-            if self.how == "throws":
-                raise ZeroDivisionError("no way")
-            if self.how == "hangs":
-                time.sleep(60)
-            if self.how == "dies":
-                os.kill(os.getpid(), signal.SIGKILL)
-        return np.full((1, 1), 0.5)
-
-
 @pytest.mark.parametrize(
     ("how", "why"),
     [("throws", "no way"), ("hangs", "no plan for 1 period"), ("dies", "has died (exit code -9)")],
@@ -144,22 +124,6 @@ def test_a_planner_that_fails_never_reaches_the_robot(how: str, why: str) -> Non
     assert len(timing.commands) == 60
     assert timing.milliseconds.max() < 1e3 * (planner.wait + 0.5)
     assert np.median(timing.milliseconds) < 20
-
-
-class Slow:
-    """Plans as well as it is slow: its plan says the number of each step."""
-
-    def __init__(self, seconds: float, steps: int = 5) -> None:
-        self.seconds, self.steps, self.plan = seconds, steps, None
-
-    def reset(self) -> None: ...
-
-    def act(self, estimate: Estimate, t: float) -> Array:
-        import torch
-
-        time.sleep(self.seconds)
-        self.plan = (round(t / PERIOD) + torch.arange(self.steps, dtype=torch.float32)).reshape(1, -1, 1)
-        return self.plan[:, 0].numpy()
 
 
 @pytest.fixture
@@ -239,11 +203,6 @@ def test_a_model_that_is_sent_stays_where_it_is() -> None:
         np.testing.assert_array_equal(view, expected)
 
 
-class Camera(Damping):
-    def reset(self) -> None:
-        raise OSError("camera not found")
-
-
 def test_what_fails_to_start_says_why() -> None:
     process = PlannerProcess(Camera(0.1, LIMIT), PERIOD)
     with pytest.raises(ModelError, match="Camera failed in its process: OSError: camera not found"):
@@ -314,11 +273,23 @@ def test_what_the_loop_did_is_recorded_and_drawn(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_brakes_first() -> None:
+    class Interrupted(gym.Wrapper[Any, Any, Any, Any]):
+        """Somebody presses Ctrl-C while the robot moves."""
+
+        calls = 0
+
+        def step(self, action: Any) -> Any:
+            self.calls += 1
+            if self.calls == 30:
+                raise KeyboardInterrupt
+            return self.env.step(action)
+
     env, guard = twin(), filtered(Steady())
-    threading.Timer(0.6, lambda: signal.raise_signal(signal.SIGINT)).start()
+    robot = Interrupted(Paced(env, PERIOD))
     with pytest.raises(KeyboardInterrupt):
-        ControlLoop(Paced(env, PERIOD), guard, tracker(), [0]).run(20.0, seed=3)
+        ControlLoop(robot, guard, tracker(), [0]).run(20.0, seed=3)
     assert guard.stopped == "interrupted"
+    assert 70 < robot.calls < 90, "a second of holding, and no more"
     assert abs(env._running.state()[0, 1]) < 0.05  # type: ignore[union-attr]
 
 
