@@ -36,12 +36,13 @@ import numpy as np
 import torch
 from _surroundings import one_thread, surroundings
 from torch import Tensor
+from world_model import collect
 
 from sim2real.episodes import Array
 from sim2real.estimation import Estimate
 from sim2real.planning import ICEM, MPPI, OfObservations, Planner, Policy
 from sim2real.run_directory import write_json
-from sim2real.world_model import Schedule, TransitionConfig, TransitionEnsemble, Transitions, fit_transitions
+from sim2real.world_model import Schedule, TransitionConfig, TransitionEnsemble, fit_transitions
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, HORIZON = 100, 10
@@ -85,28 +86,11 @@ class Cost:
         return -self.reward(states, commands)
 
 
-def collect(name: str, many: int, seed: int) -> Transitions:
-    """Record transitions under random actions, held for a few steps each."""
-    env, rng = gym.make(name), np.random.default_rng(seed)
-    space = env.action_space
-    assert isinstance(space, gym.spaces.Box)
-    seen, _ = env.reset(seed=seed)
-    rows: list[tuple[Any, ...]] = []
-    action = np.zeros(space.shape)
-    while len(rows) < many:
-        if rng.random() < 0.3:
-            action = rng.uniform(space.low, space.high)
-        after, _, terminated, truncated, _ = env.step(action.astype(np.float32))
-        rows.append((seen, action, after))
-        seen = env.reset()[0] if terminated or truncated else after
-    return Transitions(*(np.array(column) for column in zip(*rows, strict=True)))
-
-
 def model_of(name: str, folder: Path, quick: bool) -> TransitionEnsemble:
     """Learn a task's model, or read what was learned."""
     place = folder / f"model-{name}{'-quick' if quick else ''}"
     if not place.exists():
-        data = collect(name, 3000 if quick else 20_000, 0)
+        data = collect(3000 if quick else 20_000, 0, name)
         config = TransitionConfig(data.observations.shape[1], data.actions.shape[1], 0.05, MEMBERS, MEMBERS, HIDDEN)
         model = TransitionEnsemble(config)
         fit_transitions(model, data, Schedule(epochs=5 if quick else 30))

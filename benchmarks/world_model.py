@@ -44,15 +44,17 @@ MEMBERS, HIDDEN, BATCH = 7, (200, 200, 200, 200), 256
 Curve = list[tuple[float, float]]
 
 
-def collect(many: int, seed: int) -> Transitions:
-    """Record transitions of HalfCheetah under random actions."""
-    env, rng = gym.make("HalfCheetah-v5"), np.random.default_rng(seed)
+def collect(many: int, seed: int, name: str = "HalfCheetah-v5") -> Transitions:
+    """Record transitions of an environment under random actions, held for a few steps each."""
+    env, rng = gym.make(name), np.random.default_rng(seed)
+    space = env.action_space
+    assert isinstance(space, gym.spaces.Box)
     seen, _ = env.reset(seed=seed)
     rows: list[tuple[Any, ...]] = []
-    action = np.zeros(env.action_space.shape)
+    action = np.zeros(space.shape)
     while len(rows) < many:
         if rng.random() < 0.3:
-            action = rng.uniform(-1, 1, action.shape)
+            action = rng.uniform(space.low, space.high)
         after, _, terminated, truncated, _ = env.step(action.astype(np.float32))
         rows.append((seen, action, after))
         seen = env.reset()[0] if terminated or truncated else after

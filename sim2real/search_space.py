@@ -19,8 +19,13 @@ from sim2real.randomization.distributions import LogUniform, Uniform
 from sim2real.recipe import Recipe, read_value, value_of, with_overrides
 
 NOTATION = ("U(a, b)", "LogU(a, b)", "int(a, b)", "choice(x, y, ...)")
-# Sections that come after the stage at which `objective: identify` is scored.
-AFTER_IDENTIFICATION = ("model", "finetune", "control")
+# What is scored, and the sections that come after it; the limit of commands comes before, for recordings keep to it.
+SCORED = {
+    "identify": ("identification", ("model", "finetune", "control")),
+    "finetune": ("fine-tuning", ("control",)),
+    "control": ("controller", ()),
+}
+BEFORE = "control.limit"
 # Keys that say what a controller is scored by, or nothing about it.
 UNSCORED = ("control.target", "control.seconds", "control.starts", "control.loop", "control.fallback_gain")
 # Sections that neither the robot nor the recordings depend on.
@@ -205,15 +210,11 @@ def search_space(recipe: Recipe) -> dict[str, SearchRange]:
         if head == "learn":
             raise RecipeError(f"sweep.keys.{key}: no objective scores `learn:`; compare runs by metrics.json")
         value_of(recipe, key)
-        if recipe.sweep.objective == "identify" and head in AFTER_IDENTIFICATION and key != "control.limit":
+        what, later = SCORED[recipe.sweep.objective]
+        if head in later and key != BEFORE:
             raise RecipeError(
-                f"sweep.keys.{key}: `{head}:` comes after the identification, which is scored here; "
+                f"sweep.keys.{key}: `{head}:` comes after the {what}, which is scored here; "
                 f"set sweep.objective: {'control' if head == 'control' else 'finetune'}"
-            )
-        if recipe.sweep.objective == "finetune" and head == "control" and key != "control.limit":
-            raise RecipeError(
-                f"sweep.keys.{key}: `control:` comes after the fine-tuning, which is scored here; "
-                "set sweep.objective: control"
             )
         if key.startswith(UNSCORED):
             raise RecipeError(
