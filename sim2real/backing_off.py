@@ -20,6 +20,8 @@ from sim2real.world_model.ensemble import EnsembleDynamics
 
 # Periods that doubts are averaged over.
 SMOOTHED = 5
+# Of the horizon, before less of the plan is sent.
+SHORTEST = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ class Doubts:
 class BackOff:
     """A `Policy` that follows a planner as far as its model can be believed, and a fallback beyond.
 
-    Up to the alarm the plan is sent as it is; from there to twice of it ever less of the plan and more of the fallback;
+    Up to the alarm the plan is sent as it is. From there to one and a half of it the planner looks ever less far ahead,
+    down to a third of its horizon; from there to twice of it, ever less of the plan is sent and more of the fallback;
     then the fallback alone. It goes back to the plan only after the alarm has stayed well below for a while.
 
     Args:
@@ -178,6 +181,9 @@ class BackOff:
 
     def act(self, estimate: Estimate, t: float) -> Array:
         """Return commands (n, A)."""
+        if self._level is not None:
+            longest = self.planner.steps
+            self.planner.ahead = torch.as_tensor(np.ceil(longest * looked_ahead(self._level)).astype(int))
         wanted = self.planner.act(estimate, t)
         assert self.planner.plan is not None
         self.plan = self.planner.plan
@@ -195,13 +201,18 @@ class BackOff:
         return sent
 
     def _share(self, alarm: Array) -> Array:
-        """Return how much of the plan to send (n,), with hysteresis."""
+        """Return how much of the plan to send (n,): twice the trust that is left, which has hysteresis."""
         now = np.clip(2.0 - alarm, 0.0, 1.0)
         if self._level is None:
             self._level, self._below = np.ones(len(alarm)), np.zeros(len(alarm), int)
         self._below = np.where(alarm < self.release, self._below + 1, 0)
         self._level = np.where(self._below >= self.hold, 1.0, np.minimum(self._level, now))
-        return self._level.copy()
+        return np.minimum(2.0 * self._level, 1.0)
+
+
+def looked_ahead(trust: Array) -> Array:
+    """Return the share of its horizon that a planner is to look ahead (n,): less while the trust is above a half."""
+    return np.asarray(SHORTEST + (1 - SHORTEST) * np.clip(2.0 * trust - 1.0, 0.0, 1.0))
 
 
 def collected(runs: Sequence[BackOff]) -> Array:

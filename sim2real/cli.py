@@ -203,7 +203,7 @@ def _dagger(options: argparse.Namespace, console: Console) -> None:
         table.add_row(str(r.number), f"{r.seconds:.3g} s", f"{r.share:.0%}", *crps, _plain(r.reason))
     console.print(table)
     for name, value in found.returns.items():
-        console.print(f"{name:>9}: mean uprightness {value:.3f} (0 hangs, 1 stands)")
+        console.print(f"{name:>9}: mean {recipe.control.measure} {value:.3f} (0 to 1)")
     console.print(f"rounds: {_plain(str(found.directory))}")
 
 
@@ -315,13 +315,16 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
     elif verb == "control":
         found = result("control")
         for name, value in found.get("returns", {}).items():
-            console.print(f"{name:>9}: mean uprightness {value:.3f} (0 hangs, 1 stands)")
+            console.print(f"{name:>9}: mean {found['measure']} {value:.3f} (0 to 1)")
         for name, reasons in found.get("safety", {}).items():
             told = ", ".join(f"{reason} {many}" for reason, many in reasons.items()) or "never"
             console.print(f"{name:>9}: the safety filter stepped in: {told}")
+        for name, share in found.get("backed_off", {}).items():
+            console.print(f"{name:>9}: backed off in {share:.1%} of the periods")
         if found.get("loop"):
             console.print(f"real time: {_plain(_clock(found['loop']))}")
-            console.print(f"recording: {_plain(str(directory / 'loop' / 'logs'))}")
+            if "failed" not in found["loop"]:
+                console.print(f"recording: {_plain(str(directory / 'loop' / 'logs'))}")
         if "not_applicable" in found:
             console.print(f"not applicable: {_plain(found['not_applicable'])}")
     else:
@@ -346,10 +349,12 @@ def _parameter_table(parameters: dict[str, Any]) -> Any:
 
 def _clock(told: dict[str, Any]) -> str:
     """Return what the clock said of a control loop, in words."""
+    if "failed" in told:
+        return f"given up: {told['failed']}; a safety filter (control.safety) would have braked and gone on"
     words = (
         f"{told['periods']} periods at {told['rate_hz']:.3g} Hz, {told['missed']} late by a tenth or more; command "
         f"after {told['command_ms_p50']:.2g} ms, 99 % within {told['command_ms_p99']:.2g} ms; plan before followed "
-        f"{told['followed']} times; mean uprightness {told['upright']:.3f}"
+        f"{told['followed']} times; mean closeness to the goal {told['closeness']:.3f}"
     )
     if told["safety"]:
         words += "; safety filter: " + ", ".join(f"{reason} {many}" for reason, many in told["safety"].items())

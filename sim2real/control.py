@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from sim2real.episodes import Array
 from sim2real.errors import NonFiniteError
 from sim2real.estimation import Estimate, StateEstimator
 from sim2real.planning import Policy
-from sim2real.twin import Twin
+from sim2real.plant import Plant
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,32 @@ class Run:
     states: Array
     commands: Array
     milliseconds: Array
+
+
+class Robots(Protocol):
+    """n robots that have started, such as a `RunningTwin`."""
+
+    @property
+    def reading(self) -> Array:
+        """(n, O) what is read now, positions first."""
+        ...
+
+    def step(self, command: Array, seconds: float) -> Any:
+        """Hold commands (n, A) for some time."""
+        ...
+
+    def state(self) -> Array:
+        """Return the true states (n, X)."""
+        ...
+
+
+class Startable(Protocol):
+    """What starts robots in states (n, X): a `Twin`."""
+
+    @property
+    def plant(self) -> Plant: ...
+
+    def start(self, states: Array) -> Robots: ...
 
 
 class Tracker:
@@ -74,7 +101,7 @@ class Tracker:
 
 
 def closed_loop(
-    twin: Twin,
+    twin: Startable,
     policy: Policy,
     estimator: StateEstimator,
     starts: Array,

@@ -83,7 +83,7 @@ def run(
     # what is wrong with these is said before anything takes time
     saved = finetuning.saved_model(setup)
     if STAGES.index(until) >= STAGES.index("control"):
-        controllers.require_safety(setup)
+        controllers.require(setup)
     work = [name for name in STAGES[: STAGES.index(until) + 1] if name != "report"]
     if again and all(directory.finished(name) for name in work):
         directory.clear()
@@ -296,7 +296,7 @@ class StagedRun:
         rivals = {"before": (setup.plant, nominal), "oracle": (twin.plant, true)}
         contestants = {
             "fallback": controllers.Controller(None, setup.plant, posterior.values),
-            "after": controllers.Controller(self.model("finetuned"), setup.plant, posterior.values),
+            "after": self.controller(),
         }
         for name, (plant, values) in rivals.items():
             self.watch.say(f"training the world model of {name}")
@@ -304,25 +304,32 @@ class StagedRun:
             model = stages.pretrain(setup, plant, members, covariance, self.watch.say)
             model.save(self.path / "model" / name)
             contestants[name] = controllers.Controller(self.model(name), plant, values)
-        runs, stepped_in = controllers.control_stage(setup, contestants, observation, self.watch.say)
+        contestants = {
+            name: controllers.calm_of(setup, controller, observation, posterior.noise, self.watch.say)
+            for name, controller in contestants.items()
+        }
+        tried = controllers.control_stage(setup, contestants, observation, self.watch.say)
+        runs = {name: t.run for name, t in tried.items()}
         controllers.save_runs(runs, self.path / "closed_loop.npz")
         in_time = None
         if setup.recipe.control.loop is not None:
             in_time = controllers.real_time_stage(
                 setup, contestants["after"], observation, self.path / "loop", self.watch.say
             )
-        target, joints = setup.recipe.control.target, setup.plant.degrees_of_freedom
-        each = {name: controllers.returns(r, joints, target) for name, r in runs.items()}
+        task = controllers.task_of(setup)
+        each = {name: controllers.returns(r, task) for name, r in runs.items()}
         return {
+            "measure": setup.recipe.control.measure,
             "returns": {name: float(v.mean()) for name, v in each.items()},
             "each": {name: v.tolist() for name, v in each.items()},
             "milliseconds": {name: float(np.median(r.milliseconds)) for name, r in runs.items()},
-            "safety": stepped_in,
+            "safety": {name: t.interventions for name, t in tried.items() if t.interventions is not None},
+            "backed_off": {name: t.backed_off for name, t in tried.items() if t.backed_off is not None},
             "loop": in_time,
         }
 
     def rehearsed_return(self, control: ControlSection) -> float:
-        """Return how upright, on average, the controller of a recipe keeps the identified simulator, 0 to 1."""
+        """Return how close to its goal the controller of a recipe keeps the identified simulator, 0 to 1."""
         setup, posterior = self.setup, self.posterior
         period = setup.recipe.model.timestep
         rehearsed = replace(
@@ -330,9 +337,14 @@ class StagedRun:
             recipe=setup.recipe.model_copy(update={"control": control}),
             twin=Twin(setup.plant, posterior.values, period=period),
         )
-        contestants = {"after": controllers.Controller(self.model("finetuned"), setup.plant, posterior.values)}
-        runs, _ = controllers.control_stage(rehearsed, contestants, self.observation()[0], self.watch.say)
-        return float(controllers.returns(runs["after"], setup.plant.degrees_of_freedom, control.target).mean())
+        controller, observation = self.controller(), self.observation()[0]
+        controller = controllers.calm_of(rehearsed, controller, observation, posterior.noise, self.watch.say)
+        tried = controllers.control_stage(rehearsed, {"after": controller}, observation, self.watch.say)
+        return float(controllers.returns(tried["after"].run, controllers.task_of(rehearsed)).mean())
+
+    def controller(self) -> controllers.Controller:
+        """Return what this run's world model controls with."""
+        return controllers.Controller(self.model("finetuned"), self.setup.plant, self.posterior.values)
 
     def identification_report(self) -> None:
         from sim2real.report import write_identification_report
@@ -382,6 +394,8 @@ class StagedRun:
             "adaptation": self.result("adapt"),
             "closed_loop": control.get("returns"),
             "closed_loop_each": control.get("each"),
+            "closed_loop_measure": control.get("measure"),
+            "backed_off": control.get("backed_off"),
             "closed_loop_not_applicable": control.get("not_applicable"),
             "planning_milliseconds": control.get("milliseconds"),
             "control_loop": control.get("loop"),

@@ -181,10 +181,22 @@ class LoopSection(Section):
     patience: int = Field(default=3, ge=0)
 
 
+class BackOffSection(Section):
+    """How a planner backs off where its model is unsure or wrong, calibrated on the simulator; see `BackOff`."""
+
+    false_alarms: float = Field(default=0.002, gt=0, lt=1)
+    ahead: float = Field(default=0.2, gt=0)
+    seconds: float = Field(default=60.0, gt=0)
+
+
 class ControlSection(Section):
-    """The controller, and how it is tried on the twin; what is not given is the planner's own default."""
+    """The controller, and how it is tried on the twin; what is not given is the planner's own default.
+
+    `cost` is a list of costs by name, see `named_cost`; without it the first joint is to stand upright, at `target`.
+    """
 
     limit: float = Field(gt=0)
+    cost: list[dict[str, Any]] = []
     target: float = 3.141592653589793
     planner: Literal["mppi", "icem", "predictive_sampling", "gradient"] = "mppi"
     horizon: float = Field(default=1.0, gt=0)
@@ -196,9 +208,19 @@ class ControlSection(Section):
     deadline: float | None = Field(default=None, gt=0)
     safety: SafetySection | None = None
     loop: LoopSection | None = None
+    back_off: BackOffSection | None = None
+    fallback: Literal["damping", "hold", "gravity"] = "damping"
     fallback_gain: float = Field(default=0.2, ge=0)
+    fallback_stiffness: float = Field(default=2.0, ge=0)
     seconds: float = Field(default=6.0, gt=0)
     starts: int = Field(default=10, ge=1)
+    spread: float = Field(default=0.5, ge=0)
+
+    @property
+    def measure(self) -> str:
+        """What a run is scored by, in words, from 0 to 1."""
+        only_upright = all(term.get("cost") == "upright" for term in self.cost)
+        return "uprightness" if only_upright else "closeness to the goal"
 
 
 class SweepSection(Section):

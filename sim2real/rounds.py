@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
 from sim2real.calibration import Posterior
 from sim2real.calibration.evidence import OfReadings
 from sim2real.control import closed_loop
-from sim2real.controllers import guarded, planner, returns, start_positions, told_of
+from sim2real.controllers import fallback_of, guarded, limits_of, planner, returns, start_positions, task_of, told_of
 from sim2real.dagger import Round, dagger, latest
 from sim2real.errors import RecipeError, SafetyError
-from sim2real.planning import Damping, Policy
+from sim2real.planning import Policy
 from sim2real.preparation import Setup, prepare
 from sim2real.recipe import Recipe
 from sim2real.run_directory import write_json
@@ -35,8 +34,8 @@ class Rounds:
     Attributes:
         directory: of the rounds.
         rounds: in order.
-        returns: on a twin, how upright its controllers kept it on average, 0 to 1: the fallback alone, and planning
-            before the rounds and after them; empty with any other robot.
+        returns: on a twin, how close to its goal its controllers kept it on average, 0 to 1: the fallback alone, and
+            planning before the rounds and after them; empty with any other robot.
     """
 
     directory: Path
@@ -72,11 +71,10 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
     # more rounds go on where fewer ended
     told = json.dumps(settings.model_dump(mode="json", exclude={"rounds", "patience"}), sort_keys=True)
     directory = run / f"rounds-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-    limit = np.full(setup.plant.actions, recipe.control.limit)
-    fallback = Damping(recipe.control.fallback_gain, limit)
+    fallback = fallback_of(setup)
 
     def of_model(model: EnsembleDynamics) -> Policy:
-        return planner(recipe.control, model, limit, recipe.seed)
+        return planner(setup, model)
 
     def behind_a_filter(policy: Policy) -> Policy:
         return guarded(setup, policy, model.config.timestep, values)
@@ -97,8 +95,8 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
             "after": (of_model(after), after),
         }
         for rival, (policy, of) in rivals.items():
-            progress(f"swinging up: {rival}")
-            found[rival] = uprightness(setup, behind_a_filter(policy), of)
+            progress(f"trying the controllers: {rival}")
+            found[rival] = returned(setup, behind_a_filter(policy), of)
     write_json(directory / "rounds.json", {"rounds": [asdict(r) for r in rounds], "returns": found})
     return Rounds(directory, rounds, found)
 
@@ -129,19 +127,19 @@ def robot(setup: Setup) -> gym.Env[Any, Any]:
     if recipe.dagger.env is not None:
         return gym.make(recipe.dagger.env)
     assert setup.twin is not None
-    return TwinEnv(setup.twin, np.full(setup.plant.actions, recipe.control.limit), recipe.learn.timestep)
+    return TwinEnv(setup.twin, limits_of(setup), recipe.learn.timestep, spread=recipe.control.spread)
 
 
-def uprightness(setup: Setup, policy: Policy, model: EnsembleDynamics) -> float:
-    """Return how upright a policy keeps the twin on average, from the starts that `control` has."""
+def returned(setup: Setup, policy: Policy, model: EnsembleDynamics) -> float:
+    """Return how close to its goal a policy keeps the twin on average, from the starts that `control` has."""
     assert setup.twin is not None
     assert model.encoder is not None
     recipe, config = setup.recipe.control, model.config
     run = closed_loop(
         setup.twin, policy, model.encoder.estimator(), start_positions(setup), seconds=recipe.seconds,
-        period=config.timestep, limit=np.full(setup.plant.actions, recipe.limit), history=config.history,
+        period=config.timestep, limit=limits_of(setup), history=config.history,
         lookback=config.lookback,
     )  # fmt: skip
     if told_of(policy):
         raise SafetyError(f"the twin was stopped while it was scored: {', '.join(told_of(policy))}")
-    return float(returns(run, setup.plant.degrees_of_freedom, recipe.target).mean())
+    return float(returns(run, task_of(setup)).mean())

@@ -27,7 +27,10 @@ SCORED = {
 }
 BEFORE = "control.limit"
 # Keys that say what a controller is scored by, or nothing about it.
-UNSCORED = ("control.target", "control.seconds", "control.starts", "control.loop", "control.fallback_gain")
+UNSCORED = (
+    *("control.target", "control.cost", "control.seconds", "control.starts", "control.spread", "control.loop"),
+    *("control.fallback", "control.fallback_gain", "control.fallback_stiffness"),
+)
 # Sections that neither the robot nor the recordings depend on.
 LEARNING = ("identify", "observer", "model", "finetune")
 OPENING, CLOSING = "([{", ")]}"

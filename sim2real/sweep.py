@@ -106,7 +106,7 @@ def sweep(
 OBJECTIVES = {
     "identify": "scored by the NRMSE of the identified simulator on the validation recordings",
     "finetune": "scored by the CRPS of the fine-tuned model on the validation recordings [rad or m]",
-    "control": "scored by how far from upright the controller keeps the identified simulator, 0 to 1",
+    "control": "scored by how far from its goal the controller keeps the identified simulator, 0 to 1",
 }
 
 
@@ -120,8 +120,8 @@ def rung_scores(runs: Path, recipe: Recipe, shares: Sequence[float]) -> Iterator
 
     Yields:
         the share, and the score: normalised RMSE of the identified simulator, or CRPS of the fine-tuned model
-        [rad or m], the mean over the horizons; or one less the mean uprightness of the identified simulator under the
-        controller. A share that is too short to learn from is passed over.
+        [rad or m], the mean over the horizons; or one less the mean closeness of the identified simulator to its goal
+        under the controller. A share that is too short to learn from is passed over.
     """
     assert recipe.sweep is not None
     objective, control = recipe.sweep.objective, recipe.control

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from sim2real.errors import ModelError
-from sim2real.planning.costs import Cost
+from sim2real.planning.costs import Cost, beginning
 from sim2real.planning.foresight import Foresight, Outlook
 
 Risk = Literal["turns", "mean", "worst", "cvar"]
@@ -50,16 +51,31 @@ class Objective:
         members = self.foresight.members if self.risk == "turns" else 1
         return -(-candidates // members) * members
 
-    def __call__(self, outlook: Outlook, plans: Tensor) -> Tensor:
-        """Return the cost of plans (C, n, T, A): (C, n)."""
+    def __call__(self, outlook: Outlook, plans: Tensor, t: float = 0.0, ahead: Tensor | None = None) -> Tensor:
+        """Return the cost of plans (C, n, T, A): (C, n).
+
+        Args:
+            outlook: from where the robots are.
+            plans: to judge.
+            t: when they begin [s].
+            ahead: (n,) how many steps count, 1 to T; all of them if not given.
+        """
         members = self.foresight.members
         turns = self.risk == "turns"
         asked = plans.reshape(members, -1, *plans.shape[1:]) if turns else plans.expand(members, *plans.shape)
         states = outlook.follow(asked)
-        total = self.cost(states, asked).sum(-1)
+        cost = beginning(self.cost, t, self.foresight.timestep)(states, asked)
+        steps = plans.shape[-2]
+        if ahead is None:
+            total, end, many = cost.sum(-1), states[..., -1, :], torch.tensor(steps)
+        else:
+            many = ahead.clamp(1, steps)
+            # not a product: what lies beyond may have diverged
+            total = torch.where(torch.arange(steps) < many[:, None], cost, 0.0).sum(-1)
+            end = states[..., torch.arange(len(many)), many - 1, :]
         if self.value is not None:
-            total = total + self.value(states[..., -1, :])
-        total = total / plans.shape[-2]
+            total = total + self.value(end)
+        total = total / many
         if turns:
             return total.flatten(0, 1)
         if self.risk == "mean":

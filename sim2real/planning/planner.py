@@ -39,6 +39,8 @@ class Planner(ABC):
         seed: of the exploration.
 
     Attributes:
+        plan: (n, T, A) of the last call of `act`; None before the first.
+        ahead: (n,) how many steps of plans count, for who trusts the model no further; all of them if None.
         overruns: how often `act` took longer than its deadline.
         done: iterations of the last call of `act`.
 
@@ -75,6 +77,7 @@ class Planner(ABC):
         """Forget the plan; what was random begins anew."""
         self.generator = torch.Generator().manual_seed(self.seed)
         self.plan: Tensor | None = None
+        self.ahead: Tensor | None = None
 
     def begin(self, n: int) -> None:
         """Prepare a step for n plants: the plan before is moved on by a step; one of another number is forgotten."""
@@ -110,7 +113,7 @@ class Planner(ABC):
         plan, slowest, self.done = self.plan, 0.0, 0
 
         def judge(plans: Tensor) -> Tensor:
-            return self.objective(outlook, plans)
+            return self.objective(outlook, plans, t, self.ahead)
 
         for i in range(self.iterations):
             begun = time.perf_counter()

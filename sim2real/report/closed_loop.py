@@ -34,12 +34,12 @@ class Trajectories:
 
     Attributes:
         time: (T + 1,) [s].
-        angle: controller -> (n, T + 1) angle of the first joint [rad].
+        positions: controller -> (n, T + 1, D) positions of the joints [rad or m].
         milliseconds: controller -> (T,) time from reading to command [ms].
     """
 
     time: NDArray[np.float64]
-    angle: dict[str, NDArray[np.float64]]
+    positions: dict[str, NDArray[np.float64]]
     milliseconds: dict[str, NDArray[np.float64]]
 
     @classmethod
@@ -54,7 +54,7 @@ class Trajectories:
                 names = ordered([k.removesuffix(".states") for k in file if k.endswith(".states")])
                 return cls(
                     file["time"],
-                    {n: file[f"{n}.states"][:, :, 0] for n in names},
+                    {n: file[f"{n}.states"][:, :, : file[f"{n}.states"].shape[2] // 2] for n in names},
                     {n: file[f"{n}.milliseconds"] for n in names},
                 )
         except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
@@ -66,50 +66,83 @@ def ordered(names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
 
 
-def angles(found: Trajectories, target: float, joint: str) -> list[Panel]:
-    """Draw the angle of every start against time, one panel a controller, all on the same scale."""
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn of a closed loop.
+
+    Attributes:
+        joint: its number.
+        name: of the joint.
+        target: where it should be [rad or m]; None where that cannot be said of one joint.
+        turns: whether it is there after every turn, too.
+        slides: whether its position is a length.
+    """
+
+    joint: int = 0
+    name: str = "the first joint"
+    target: float | None = math.pi
+    turns: bool = True
+    slides: bool = False
+
+
+def motion(found: Trajectories, drawn: Drawn) -> list[Panel]:
+    """Draw a joint's position of every start against time, one panel a controller, all on the same scale."""
     every = max(1, len(found.time) // POINTS)
     time = found.time[::every].round(4)
-    everything = np.concatenate([a.ravel() for a in found.angle.values()])
-    turns = range(
-        math.ceil((everything.min() - 0.3 - target) / (2 * math.pi)),
-        math.floor((everything.max() + 0.3 - target) / (2 * math.pi)) + 1,
-    )
-    low, high = float(min(everything.min(), -math.pi)) - 0.4, float(max(everything.max(), math.pi)) + 0.4
-    step = max(1, math.ceil((high - low) / math.pi / 6))
-    ticks = [k for k in range(math.ceil(low / math.pi), math.floor(high / math.pi) + 1) if k % step == 0]
+    curves = {name: p[:, :, drawn.joint] for name, p in found.positions.items()}
+    everything = np.concatenate([a.ravel() for a in curves.values()])
+    span, ticks = (_lengths if drawn.slides else _angles)(everything)
+    unit = "m" if drawn.slides else "rad"
     panels = []
-    for name, angle in found.angle.items():
-        curves = [
+    for name, angle in curves.items():
+        each = [
             go.Scatter(
                 x=time,
                 y=row[::every].round(3),
                 mode="lines",
                 line={"color": look(name).colour, "width": 1},
                 opacity=0.7,
-                hovertemplate=f"start {i + 1}, %{{x:.3g}} s: %{{y:.3g}} rad<extra></extra>",
+                hovertemplate=f"start {i + 1}, %{{x:.3g}} s: %{{y:.3g}} {unit}<extra></extra>",
             )
             for i, row in enumerate(angle)
         ]
-        targets = [line([float(time[0]), float(time[-1])], [target + 2 * math.pi * k] * 2) for k in turns]
-        y = axis(
-            f"angle of {figure_text(joint)} [rad]",
-            range=[low, high],
-            tickvals=[k * math.pi for k in ticks],
-            ticktext=[_multiple_of_pi(k) for k in ticks],
-        )
-        figure = draw([*targets, *curves], axis("time [s]", nticks=7), y)
+        targets = [line([float(time[0]), float(time[-1])], [at] * 2) for at in _targets(drawn, everything)]
+        what = "position" if drawn.slides else "angle"
+        y = axis(f"{what} of {figure_text(drawn.name)} [{unit}]", range=span, **ticks)
+        figure = draw([*targets, *each], axis("time [s]", nticks=7), y)
         label = look(name).label
         panels.append(Panel(label, f"{MEANING.get(name, label)}.".capitalize(), figure, 260))
     return panels
+
+
+def _targets(drawn: Drawn, everything: NDArray[np.float64]) -> list[float]:
+    if drawn.target is None:
+        return []
+    if not drawn.turns:
+        return [drawn.target]
+    first = math.ceil((everything.min() - 0.3 - drawn.target) / (2 * math.pi))
+    last = math.floor((everything.max() + 0.3 - drawn.target) / (2 * math.pi))
+    return [drawn.target + 2 * math.pi * k for k in range(first, last + 1)]
+
+
+def _lengths(everything: NDArray[np.float64]) -> tuple[list[float], dict[str, Any]]:
+    margin = 0.05 * max(float(np.ptp(everything)), 1e-6)
+    return [float(everything.min()) - margin, float(everything.max()) + margin], {"nticks": 6}
+
+
+def _angles(everything: NDArray[np.float64]) -> tuple[list[float], dict[str, Any]]:
+    low, high = float(min(everything.min(), -math.pi)) - 0.4, float(max(everything.max(), math.pi)) + 0.4
+    step = max(1, math.ceil((high - low) / math.pi / 6))
+    ticks = [k for k in range(math.ceil(low / math.pi), math.floor(high / math.pi) + 1) if k % step == 0]
+    return [low, high], {"tickvals": [k * math.pi for k in ticks], "ticktext": [_multiple_of_pi(k) for k in ticks]}
 
 
 def _multiple_of_pi(k: int) -> str:
     return "0" if k == 0 else f"{'−' if k < 0 else ''}{abs(k) if abs(k) > 1 else ''}π"
 
 
-def uprightness(each: Mapping[str, Sequence[float]]) -> Panel:
-    """Draw the mean uprightness of each controller as a bar, and every start as a dot."""
+def scores(each: Mapping[str, Sequence[float]], measure: str) -> Panel:
+    """Draw the mean score of each controller as a bar, and every start as a dot."""
     names = ordered(list(each))
     labels = [figure_text(look(n).label) for n in names]
     bars = go.Bar(
@@ -129,25 +162,46 @@ def uprightness(each: Mapping[str, Sequence[float]]) -> Panel:
         for k, n in enumerate(names)
     ]
     x = axis("controller", tickvals=list(range(len(names))), ticktext=labels, showgrid=False)
-    figure = draw([bars, *dots], x, axis("mean uprightness [1]", range=[0, 1.04]), bargap=0.4)
+    figure = draw([bars, *dots], x, axis(f"mean {measure} [1]", range=[0, 1.04]), bargap=0.4)
+    away = "opposite to it" if measure == "uprightness" else "far away"
     caption = (
-        "Uprightness is 1 at the target and 0 opposite to it, averaged over the whole run, swing-up included. The bar "
-        "is the mean over starts, each dot is one start."
+        f"1 is at the target and 0 {away}, averaged over the whole run, the way there included. The bar is the mean "
+        "over starts, each dot is one start."
     )
-    return Panel("Uprightness", caption, figure)
+    return Panel(measure.capitalize(), caption, figure)
 
 
-def clock(told: Mapping[str, Any], path: Path) -> Panel:
-    """Draw by how much each period of the loop in real time was too long, in the order in which they came.
+@dataclass(frozen=True)
+class InTime:
+    """What loop/clock.npz holds of a loop in real time, as `Timing` has it.
 
-    Raises:
-        ModelError: the file is damaged.
+    Attributes:
+        times: (T + 1,) of the readings [s].
+        readings: (T + 1, D) positions [rad or m].
+        milliseconds: (T,) from reading to command [ms].
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            times, milliseconds = file["times"], file["milliseconds"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} is damaged ({error}); remove {path.parent.parent} and run again") from None
+
+    times: NDArray[np.float64]
+    readings: NDArray[np.float64]
+    milliseconds: NDArray[np.float64]
+
+    @classmethod
+    def load(cls, path: Path) -> InTime:
+        """Read clock.npz.
+
+        Raises:
+            ModelError: it is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(file["times"], file["readings"], file["milliseconds"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ModelError(f"{path} is damaged ({error}); remove {path.parent.parent} and run again") from None
+
+
+def clock(told: Mapping[str, Any], found: InTime) -> Panel:
+    """Draw by how much each period of the loop in real time was too long, in the order in which they came."""
+    times, milliseconds = found.times, found.milliseconds
     period = 1e3 * float(np.median(np.diff(times)))
     curves = [
         go.Scatter(
@@ -169,7 +223,7 @@ def clock(told: Mapping[str, Any], path: Path) -> Panel:
         f"own: {told['periods']} periods of {digits(period)} ms, {told['missed']} of them late by a tenth or more; 99 "
         f"% within {digits(told['jitter_ms_p99'])} ms. Command {digits(told['command_ms_p50'])} ms after the reading, "
         f"99 % within {digits(told['command_ms_p99'])} ms. A plan before was followed {told['followed']} times. Mean "
-        f"uprightness {digits(told['upright'])}."
+        f"closeness to the goal {digits(told['closeness'])}."
     )
     return Panel("In real time", caption, figure)
 
@@ -180,7 +234,7 @@ def planning_time(found: Trajectories) -> Panel | None:
         return None
     milliseconds = found.milliseconds["after"]
     period = 1e3 * float(np.median(np.diff(found.time)))
-    starts = len(found.angle["after"])
+    starts = len(found.positions["after"])
     counts, edges = np.histogram(milliseconds, bins=30)
     bars = go.Bar(
         x=0.5 * (edges[1:] + edges[:-1]),

@@ -237,7 +237,9 @@ def _closed_loop(metrics: Metrics) -> Finding:
     }
     parts = [f"{digits(returns[k])} {words}" for k, words in said.items() if k in returns]
     over = f" over {starts} starts" if starts else ""
-    text = f"Mean uprightness{over} (0 hanging, 1 upright) is {listed(parts)}"
+    measure = metrics.get("closed_loop_measure") or "uprightness"
+    ends = "0 hanging, 1 upright" if measure == "uprightness" else "0 far away, 1 there"
+    text = f"Mean {measure}{over} ({ends}) is {listed(parts)}"
     share, before = recovered(returns, "after"), recovered(returns, "before")
     if not math.isfinite(share):
         return Finding(

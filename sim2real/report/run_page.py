@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from sim2real.calibration import Posterior
-from sim2real.errors import ModelError
+from sim2real.errors import ModelError, RobotError
+from sim2real.randomization import RobotModel
 from sim2real.report import closed_loop, figures, parameter_figures
 from sim2real.report.figures import Panel
 from sim2real.report.findings import all_findings, verdict
@@ -20,6 +21,7 @@ from sim2real.report.identification import PAGE, identified, write_identificatio
 from sim2real.report.notation import LOOKS, digits, look, percent
 from sim2real.report.page import fill, write_page
 from sim2real.report.parameter_table import parameter_rows
+from sim2real.report.stroboscope import stroboscope
 from sim2real.report.summary import Metrics, headline, horizons, key_figures, no_closed_loop, rmse
 from sim2real.run_directory import read_json
 
@@ -152,25 +154,63 @@ def closed_loop_panels(metrics: Metrics, path: Path, recipe: str) -> dict[str, l
     """Draw the closed loop: `angles` and `summary`, empty where there was none."""
     if not metrics.get("closed_loop"):
         return {}
-    summary = [closed_loop.uprightness(metrics["closed_loop_each"])] if metrics.get("closed_loop_each") else []
+    measure, each = metrics.get("closed_loop_measure") or "uprightness", metrics.get("closed_loop_each")
+    summary = [closed_loop.scores(each, measure)] if each else []
     if not path.is_file():
         return {"angles": [], "summary": summary}
     found = closed_loop.Trajectories.load(path)
-    joint = next(iter(metrics.get("joints") or []), "the first joint")
+    settings, robot = _document(recipe), _robot(_document(recipe))
     planning, told = closed_loop.planning_time(found), metrics.get("control_loop")
     file = path.parent / "loop" / "clock.npz"
-    in_time = [closed_loop.clock(told, file)] if told and file.is_file() else []
+    went_well = bool(told) and "failed" not in told and file.is_file()
+    in_time = closed_loop.InTime.load(file) if went_well else None
+    more = [] if told is None or in_time is None else [closed_loop.clock(told, in_time)]
+    if robot is not None and in_time is not None:
+        more += stroboscope(robot.mj, in_time.times, in_time.readings, "The robot in real time, as it was read.")
+    elif robot is not None and "after" in found.positions:
+        one = found.positions["after"][0]
+        more += stroboscope(robot.mj, found.time, one, "The first start with this run's world model.")
     return {
-        "angles": closed_loop.angles(found, _target(recipe), joint),
-        "summary": [*summary, *([planning] if planning else []), *in_time],
+        "angles": closed_loop.motion(found, drawn(settings, metrics.get("joints") or [], robot)),
+        "summary": [*summary, *([planning] if planning else []), *more],
     }
 
 
-def _target(recipe: str) -> float:
+def _document(recipe: str) -> dict[str, Any]:
     try:
-        return float(yaml.safe_load(recipe)["control"]["target"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
-        return math.pi
+        found = yaml.safe_load(recipe)
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _robot(recipe: Mapping[str, Any]) -> RobotModel | None:
+    """Return a recipe's robot; None where it is a function, or its file is not there any more."""
+    try:
+        return RobotModel(str(recipe["robot"]))
+    except (KeyError, RobotError):
+        return None
+
+
+def drawn(recipe: Mapping[str, Any], joints: Sequence[str], robot: RobotModel | None) -> closed_loop.Drawn:
+    """Return what is drawn of a closed loop: the joint that is to stand upright, or the first one with a goal."""
+    control = recipe.get("control")
+    control = control if isinstance(control, dict) else {}
+    joint, target, turns = 0, control.get("target", math.pi), True
+    for term in control.get("cost") or []:
+        told = term if isinstance(term, dict) else {}
+        if told.get("cost") == "upright":
+            at = told.get("joint", 0)
+            joint, target = joints.index(at) if at in joints else 0, told.get("target", math.pi)
+            break
+        goal = told.get("goal") if told.get("cost") == "quadratic" else None
+        one = next((j for j in joints if isinstance(goal, dict) and j in goal), None)
+        joint, turns = (0 if one is None else joints.index(one)), False
+        target = None if one is None or not isinstance(goal, dict) else goal[one]
+    name = joints[joint] if joint < len(joints) else "the first joint"
+    slides = robot is not None and joint < len(robot.joint_units) and robot.joint_units[joint] == "m"
+    target = float(target) if isinstance(target, int | float) else None
+    return closed_loop.Drawn(joint, name, target, turns, slides)
 
 
 def score_tables(metrics: Metrics) -> list[ScoreTable]:

@@ -139,7 +139,7 @@ def _coverage(metrics: Metrics) -> KeyFigure:
 
 
 def _control(metrics: Metrics) -> list[KeyFigure]:
-    labels = "swing-up recovered", "planning time"
+    labels = "control recovered", "planning time"
     returns = metrics.get("closed_loop")
     if not returns:
         return [KeyFigure(label, "not applicable", no_closed_loop(metrics)) for label in labels]

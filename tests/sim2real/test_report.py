@@ -501,8 +501,8 @@ def test_damaged_trajectories_are_one_line(tmp_path: Path) -> None:
 
 def test_targets_are_drawn_on_every_turn(tmp_path: Path) -> None:
     time = np.linspace(0, 4, 201)
-    angle = {"after": np.stack([2 * time, -2 * time])}
-    panels = closed_loop.angles(closed_loop.Trajectories(time, angle, {}), math.pi, "hinge")
+    angle = {"after": np.stack([2 * time, -2 * time])[..., None]}
+    panels = closed_loop.motion(closed_loop.Trajectories(time, angle, {}), closed_loop.Drawn(name="hinge"))
     figure = panels[0].figure
     targets = sorted(round(t.y[0] / math.pi) for t in figure.data if t.line.dash == "dot")
     assert targets == [-1, 1]
