@@ -162,7 +162,7 @@ def closed_loop_panels(metrics: Metrics, path: Path, recipe: str) -> dict[str, l
     settings, robot = _document(recipe), _robot(_document(recipe))
     planning, told = closed_loop.planning_time(found), metrics.get("control_loop")
     file = path.parent / "loop" / "clock.npz"
-    went_well = bool(told) and "failed" not in told and file.is_file()
+    went_well = told is not None and "failed" not in told and file.is_file()
     in_time = closed_loop.InTime.load(file) if went_well else None
     more = [] if told is None or in_time is None else [closed_loop.clock(told, in_time)]
     if robot is not None and in_time is not None:

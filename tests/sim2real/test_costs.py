@@ -141,7 +141,7 @@ def test_reaching_has_gradients_towards_the_goal_and_is_there_at_the_goal() -> N
     (slope,) = torch.autograd.grad(total, free)
     after = cost(free.detach() - 1e-3 * slope / slope.norm(), torch.zeros(1, 1, 2, dtype=torch.float64)).sum()
     assert after < total
-    with pytest.raises(ModelError, match="no body 'hand'; available: upper, lower"):
+    with pytest.raises(ModelError, match="no body 'hand'; available: lower, upper"):
         Kinematics(RobotModel("two_link_arm"), "hand")
 
 
