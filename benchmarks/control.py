@@ -10,12 +10,14 @@ starts; what counts is the environment's reward. Rows:
 - `icem S x I`, `mppi S x I`: ours, S candidates and I iterations, 10 steps ahead, each judged by one member.
 - `mbrl_cem`: mbrl-lib's CEM with what its examples use: 350 candidates, 15 steps, 5 iterations, 20 particles, each of
   which stays with a member. `mbrl_cem 100`, `mbrl_icem`, `mbrl_mppi`: its planners with less, 4 particles.
+- `pytorch_mppi`: of that name, 300 candidates, each judged by one member; temperatures 1, its default, and 0.1.
 - `random`: actions at random.
 
 A planner is as good as another where the difference of their returns over the same starts, with its 90 % bootstrap
 interval, may be zero or above. Then milliseconds a plan of ours on a model with 17 observations and 6 actions.
 
-Needs mbrl-lib in a folder of its own: see benchmarks/world_model.py. What is done stays in the folder, with the name of
+Needs mbrl-lib in a folder of its own, see benchmarks/world_model.py, and there, too, without what they depend on,
+`pytorch-mppi` and `arm_pytorch_utilities`. What is done stays in the folder, with the name of
 the machine: killed, the script goes on where it was.
 """
 
@@ -27,7 +29,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from world_model import collect
 
 from sim2real.episodes import Array
 from sim2real.estimation import Estimate
-from sim2real.planning import ICEM, MPPI, OfObservations, Planner, Policy
+from sim2real.planning import ICEM, MPPI, OfObservations, Planner, Policy, Rewarded
 from sim2real.run_directory import write_json
 from sim2real.world_model import Schedule, TransitionConfig, TransitionEnsemble, fit_transitions
 
@@ -74,16 +75,6 @@ TASKS: dict[str, tuple[str, Reward]] = {
     "reacher": ("Reacher-v5", reacher),
     "halfcheetah": ("HalfCheetah-v5", halfcheetah),
 }
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The negative of a reward."""
-
-    reward: Reward
-
-    def __call__(self, states: Tensor, commands: Tensor) -> Tensor:
-        return -self.reward(states, commands)
 
 
 def model_of(name: str, folder: Path, quick: bool) -> TransitionEnsemble:
@@ -163,9 +154,49 @@ class OfMbrl:
         return self.optimizer.optimize(value)[:1]
 
 
+class OfPytorchMppi:
+    """pytorch-mppi's planner on our model; its candidates take turns with the members, as ours do.
+
+    Args:
+        model: the same as ours.
+        reward: of observations and actions.
+        limit: (A,) largest action.
+        temperature: its `lambda_`.
+        candidates: its `num_samples`.
+    """
+
+    def __init__(
+        self, model: TransitionEnsemble, reward: Reward, limit: Array, temperature: float, candidates: int = 300
+    ) -> None:
+        self.model, self.reward, self.temperature, self.candidates = model, reward, temperature, candidates
+        self.limit = torch.as_tensor(limit, dtype=torch.float32)
+
+    def reset(self) -> None:
+        import pytorch_mppi
+
+        torch.manual_seed(0)
+        members = self.model.config.members
+
+        def dynamics(state: Tensor, action: Tensor) -> Tensor:
+            mean, _ = self.model.step(
+                state.reshape(members, -1, state.shape[-1]), action.reshape(members, -1, len(self.limit))
+            )
+            return mean.reshape(state.shape)
+
+        self.planner = pytorch_mppi.MPPI(
+            dynamics, lambda state, action: -self.reward(state, action), self.model.config.observations,
+            torch.diag((0.6 * self.limit).square()), self.candidates, HORIZON, lambda_=self.temperature,
+            u_min=-self.limit, u_max=self.limit,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def act(self, estimate: Estimate, t: float) -> Array:
+        return self.planner.command(torch.as_tensor(estimate.state[0], dtype=torch.float32)).numpy()[None]
+
+
 def planners(model: TransitionEnsemble, reward: Reward, limit: Array, quick: bool) -> dict[str, Policy]:
     """Return every row's planner."""
-    cost = Cost(reward)
+    cost = Rewarded(reward)
     horizon = HORIZON * OfObservations(model).timestep
     out: dict[str, Policy] = {"random": Random(limit)}
     for kind, make in (("icem", ICEM), ("mppi", MPPI)):
@@ -173,6 +204,10 @@ def planners(model: TransitionEnsemble, reward: Reward, limit: Array, quick: boo
             out[f"{kind} {many} x {times}"] = make(
                 model, cost, limit, horizon=horizon, candidates=many, iterations=times
             )
+    out |= {
+        "pytorch_mppi": OfPytorchMppi(model, reward, limit, 1.0),
+        "pytorch_mppi 0.1": OfPytorchMppi(model, reward, limit, 0.1),
+    }
     cem = {"_target_": "mbrl.planning.CEMOptimizer", "elite_ratio": 0.1, "alpha": 0.1, "return_mean_elites": True}
     less = dict(steps=HORIZON, particles=5 * MEMBERS if quick else MEMBERS)
     out |= {
@@ -216,7 +251,7 @@ def run(name: str, policy: Policy, start: int, steps: int) -> dict[str, Any]:
 def clocks(plans: int) -> dict[str, float]:
     """Return milliseconds of a plan of the default `ICEM`, on a model with 17 observations and 6 actions."""
     model = TransitionEnsemble(TransitionConfig(17, 6, 0.05, MEMBERS, MEMBERS, HIDDEN))
-    planner: Planner = ICEM(model, Cost(halfcheetah), np.ones(6), horizon=0.5, candidates=100, iterations=3)
+    planner: Planner = ICEM(model, Rewarded(halfcheetah), np.ones(6), horizon=0.5, candidates=100, iterations=3)
     rng, taken = np.random.default_rng(0), []
     for _ in range(plans):
         estimate = Estimate(rng.normal(size=(1, 17)), np.zeros((1, 1, 6)))

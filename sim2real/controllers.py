@@ -43,6 +43,8 @@ from sim2real.twin_env import TwinEnv
 from sim2real.world_model import EnsembleDynamics
 
 Progress = Callable[[str], None]
+# Share of a period after which a plan in real time is sent as good as it is.
+IN_TIME = 2 / 3
 PLANNERS: dict[str, Callable[..., Planner]] = {
     "mppi": MPPI,
     "icem": ICEM,
@@ -66,6 +68,10 @@ class Controller:
     plant: Plant
     values: dict[str, float]
     calm: Calm | None = None
+
+    def period(self, setup: Setup) -> float:
+        """Return the period of its loop [s]."""
+        return setup.recipe.model.timestep if self.model is None else self.model.config.timestep
 
 
 def task_of(setup: Setup) -> Cost:
@@ -318,8 +324,11 @@ def real_time_stage(
     assert setup.twin is not None
     assert setup.recipe.control.loop is not None
     settings, limit = setup.recipe.control.loop, limits_of(setup)
-    ready = Ready.of(setup, controller, observation, 1)
-    period, dof = ready.period, setup.plant.degrees_of_freedom
+    period, dof = controller.period(setup), setup.plant.degrees_of_freedom
+    deadline = settings.deadline or 1e3 * IN_TIME * period
+    in_time = setup.recipe.control.model_copy(update={"deadline": deadline})
+    hurried = replace(setup, recipe=setup.recipe.model_copy(update={"control": in_time}))
+    ready = Ready.of(hurried, controller, observation, 1)
     progress("in real time: starting the planner's process")
     apart = PlannerProcess(ready.policy, period, patience=settings.patience)
     policy = guarded(setup, apart, period, controller.values)

@@ -175,9 +175,13 @@ class SafetySection(Section):
 
 
 class LoopSection(Section):
-    """One robot in real time, the planner in a process of its own; see `ControlLoop` and `PlannerProcess`."""
+    """One robot in real time, the planner in a process of its own; see `ControlLoop` and `PlannerProcess`.
+
+    `deadline` is that of its plans [ms], two thirds of the period where it is not given.
+    """
 
     seconds: float = Field(default=6.0, gt=0)
+    deadline: float | None = Field(default=None, gt=0)
     patience: int = Field(default=3, ge=0)
 
 

@@ -1,4 +1,4 @@
-"""The code of the page on environments runs as it stands."""
+"""The code of some pages runs as it stands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import torch
 import yaml
 
 from sim2real import RandomizeDynamics, gaps, make_vec, wrap
@@ -25,6 +27,14 @@ def test_python_runs() -> None:
     env.reset(seed=0)
     seen = {env.step(env.action_space.sample())[4]["parameters"]["dynamics.floor.friction[0]"] for _ in range(5)}
     assert len(seen) == 5, "the sinusoid of the page moves"
+
+
+def test_costs_run() -> None:
+    page = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(block, names)
+    assert np.isfinite(names["value"](torch.zeros(3, 2))).all()
 
 
 def test_recipe_is_accepted() -> None:

@@ -240,11 +240,15 @@ def _closed_loop(metrics: Metrics) -> Finding:
     measure = metrics.get("closed_loop_measure") or "uprightness"
     ends = "0 hanging, 1 upright" if measure == "uprightness" else "0 far away, 1 there"
     text = f"Mean {measure}{over} ({ends}) is {listed(parts)}"
+    loop = metrics.get("control_loop") or {}
+    late = f" In real time it was given up: {loop['failed']}." if "failed" in loop else ""
+    backed = (metrics.get("backed_off") or {}).get("after")
+    late = late if backed is None else f" It backed off in {percent(backed)} of the periods.{late}"
     share, before = recovered(returns, "after"), recovered(returns, "before")
     if not math.isfinite(share):
         return Finding(
-            "Closed loop", f"{text}. The oracle is no better than the fallback, so no recovered share is given."
+            "Closed loop", f"{text}. The oracle is no better than the fallback, so no recovered share is given.{late}"
         )
     return Finding(
-        "Closed loop", f"{text}: {percent(share)} of the oracle's gain is recovered, {percent(before)} before."
+        "Closed loop", f"{text}: {percent(share)} of the oracle's gain is recovered, {percent(before)} before.{late}"
     )

@@ -196,17 +196,19 @@ def drawn(recipe: Mapping[str, Any], joints: Sequence[str], robot: RobotModel | 
     """Return what is drawn of a closed loop: the joint that is to stand upright, or the first one with a goal."""
     control = recipe.get("control")
     control = control if isinstance(control, dict) else {}
-    joint, target, turns = 0, control.get("target", math.pi), True
-    for term in control.get("cost") or []:
+    costs = control.get("cost") or []
+    joint, target, turns = (0, None, False) if costs else (0, control.get("target", math.pi), True)
+    for term in costs:
         told = term if isinstance(term, dict) else {}
-        if told.get("cost") == "upright":
-            at = told.get("joint", 0)
-            joint, target = joints.index(at) if at in joints else 0, told.get("target", math.pi)
-            break
         goal = told.get("goal") if told.get("cost") == "quadratic" else None
+        at = told.get("joint", 0) if told.get("cost") == "upright" else None
         one = next((j for j in joints if isinstance(goal, dict) and j in goal), None)
-        joint, turns = (0 if one is None else joints.index(one)), False
-        target = None if one is None or not isinstance(goal, dict) else goal[one]
+        if at is not None:
+            joint, target, turns = joints.index(at) if at in joints else 0, told.get("target", math.pi), True
+            break
+        if one is not None and isinstance(goal, dict):
+            joint, target = joints.index(one), goal[one]
+            break
     name = joints[joint] if joint < len(joints) else "the first joint"
     slides = robot is not None and joint < len(robot.joint_units) and robot.joint_units[joint] == "m"
     target = float(target) if isinstance(target, int | float) else None

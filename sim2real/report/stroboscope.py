@@ -11,7 +11,6 @@ from plotly.colors import sample_colorscale
 from scipy.spatial import ConvexHull, QhullError
 
 from sim2real.report.figures import Panel, axis, draw
-from sim2real.report.notation import digits
 
 Array = NDArray[np.float64]
 # Instants in a picture, and directions in which round bodies are sampled.
@@ -39,7 +38,7 @@ def stroboscope(robot: Any, times: Array, positions: Array, caption: str) -> lis
     if not moving:
         return []
     right, up = view(robot)
-    at = np.unique(np.linspace(0, len(times) - 1, FLASHES).round().astype(int))
+    at = flashes(positions)
     shades = sample_colorscale(COLOURS, np.linspace(0, 1, len(at)).tolist())
     traces: list[go.Scatter] = []
     for k, shade in zip(at, shades, strict=True):
@@ -51,8 +50,17 @@ def stroboscope(robot: Any, times: Array, positions: Array, caption: str) -> lis
         traces.append(_outlines(robot, data, moving, right, up, shade, 0.75, f"{times[k]:.2f} s"))
     x = axis("to the right [m]", nticks=6, zeroline=False)
     y = axis("up in the picture [m]", nticks=6, scaleanchor="x", scaleratio=1)
-    told = f"{caption} Outlines every {digits(float(np.diff(times[at]).mean()))} s, light at first and dark in the end."
+    told = f"{caption} Outlines at {len(at)} instants, more where it moves, light at first and dark in the end."
     return [Panel("Stroboscope", told, draw(traces, x, y), 380)]
+
+
+def flashes(positions: Array) -> NDArray[np.int_]:
+    """Return the instants that are drawn: equally far from each other on the way, a fifth of which is time itself."""
+    span = np.ptp(positions, axis=0)
+    moved = np.linalg.norm(np.diff(positions, axis=0) / np.where(span > 0, span, 1.0), axis=1)
+    way = np.concatenate([[0.0], np.cumsum(moved)])
+    along = 0.8 * way / max(float(way[-1]), 1e-12) + 0.2 * np.linspace(0, 1, len(positions))
+    return np.unique(np.searchsorted(along, np.linspace(0, along[-1], FLASHES)).clip(0, len(positions) - 1))
 
 
 def view(robot: Any) -> tuple[Array, Array]:

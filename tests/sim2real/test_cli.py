@@ -141,12 +141,13 @@ def test_a_saved_model_that_looks_back_is_tuned_and_controls_behind_a_safety_fil
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     safe = ("control.limit=14", "control.safety={velocity: [12], rate: [200]}", "control.planner=icem")
-    safe += ("control.loop={seconds: 0.6}",)
+    safe += ("control.loop={seconds: 0.6}", "control.back_off={seconds: 4, false_alarms: 0.1}", "control.fallback=hold")
     _, asked = tuned_in_place("rehearsed_model", finished[0], tmp_path, capsys, *safe)
     done = called("control", *asked, cwd=tmp_path, capsys=capsys)
     assert done.returncode == 0, done.stderr
     assert re.search(r"after: the safety filter stepped in: .*rate \d+", done.stdout), done.stdout
     assert "stopped" not in done.stdout
+    assert re.search(r"after: backed off in \d+\.\d% of the periods", done.stdout), done.stdout
     assert re.search(r"real time: \d+ periods at ", done.stdout), done.stdout
     (place,) = re.findall(r"recording: (.*)", done.stdout)
     (episode,) = read_logs(tmp_path / place)
@@ -159,6 +160,8 @@ def test_limits_that_a_robot_cannot_keep_are_refused_before_anything_takes_time(
 ) -> None:
     weak = called("control", PENDULUM, *SMALL, "control.safety={velocity: [12]}", cwd=tmp_path, capsys=capsys)
     _refused(weak, 1, "efforts of [3.0] cannot stop and hold pendulum everywhere within its limits")
+    wrong = called("control", PENDULUM, *SMALL, "control.cost=[{cost: uprihgt}]", cwd=tmp_path, capsys=capsys)
+    _refused(wrong, 2, "no cost named 'uprihgt'; did you mean upright?")
     assert not list(tmp_path.glob("runs/*/stages/identify.json"))
 
 

@@ -14,10 +14,12 @@ import pytest
 
 from sim2real.calibration import Posterior
 from sim2real.errors import ModelError
-from sim2real.randomization import ParameterSet
+from sim2real.randomization import ParameterSet, RobotModel
 from sim2real.report import closed_loop, findings, page, write_report
 from sim2real.report.notation import LOOKS, change, digits, few, figure_text, listed, look, percent, trimmed
 from sim2real.report.parameter_table import parameter_rows, prior_range
+from sim2real.report.run_page import drawn
+from sim2real.report.stroboscope import FLASHES, corners, flashes, stroboscope
 from sim2real.report.summary import by_cost, key_figures, moved, nrmse, pooled_rmse, recovered, worst_coverage
 
 HOSTILE = '"><script>alert("x")</script><b>&amp;'
@@ -497,6 +499,53 @@ def test_damaged_trajectories_are_one_line(tmp_path: Path) -> None:
     (directory / "closed_loop.npz").write_bytes(b"PK\x03\x04 no more")
     with pytest.raises(ModelError, match=r"closed_loop\.npz is damaged"):
         write_report(directory)
+
+
+def test_a_stroboscope_draws_every_body_where_it_was() -> None:
+    robot = RobotModel("cartpole").mj
+    times = np.linspace(0, 1, 101)
+    moving = np.stack([np.where(times < 0.5, 2 * times, 1.0), 0 * times], 1)  # the cart goes to the right and waits
+    (panel,) = stroboscope(robot, times, moving, "Here.")
+    still, *shown = panel.figure.data
+    assert still.name == "stands still"
+    assert len(shown) == FLASHES
+    # the cart is 0.3 m wide, the rail it runs on stays
+    first, last = (np.array([v for v in t.x if v is not None]) for t in (shown[0], shown[-1]))
+    assert first.min() == pytest.approx(-0.15, abs=1e-3)
+    assert first.max() == pytest.approx(0.15, abs=1e-3)
+    np.testing.assert_allclose(np.sort(last), np.sort(first) + 1.0, atol=1e-3)
+    assert max(v for v in still.x if v is not None) > 2.0
+    at = times[flashes(moving)]
+    assert (at < 0.5).sum() > 2 * (at >= 0.5).sum(), "more of them while it moves"
+    assert len(flashes(0 * moving)) == FLASHES
+
+
+@pytest.mark.parametrize("name", ["furuta", "double_pendulum", "servo_pendulum"])
+def test_outlines_hold_the_geoms_that_they_are_of(name: str) -> None:
+    mj = RobotModel(name).mj
+    for g in range(mj.ngeom):
+        if mj.geom_rbound[g] > 0:
+            points = corners(mj, g)
+            half = np.abs(points - mj.geom_aabb[g, :3]).max(0)
+            np.testing.assert_allclose(half, mj.geom_aabb[g, 3:], rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cost", "joint", "target", "turns"),
+    [
+        ([], 0, 3.0, True),
+        ([{"cost": "upright", "joint": "hinge", "target": 1.0}], 1, 1.0, True),
+        ([{"cost": "quadratic", "goal": {"hinge": 0.5}}, {"cost": "bounds"}], 1, 0.5, False),
+        ([{"cost": "reach", "goal": [0, 0, 1]}], 0, None, False),
+        ("nonsense", 0, None, False),
+    ],
+)
+def test_the_joint_that_has_a_goal_is_drawn(cost: Any, joint: int, target: float | None, turns: bool) -> None:
+    robot = RobotModel("cartpole")
+    found = drawn({"control": {"target": 3.0, "cost": cost}}, list(robot.joint_names), robot)
+    assert (found.joint, found.target, found.turns) == (joint, target, turns)
+    assert found.slides == (joint == 0)
+    assert found.name == robot.joint_names[joint]
 
 
 def test_targets_are_drawn_on_every_turn(tmp_path: Path) -> None:
