@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sim2real import __version__, comparison, controllers, finetuning, stages
+from sim2real import __version__, comparison, control_stages, controllers, finetuning, stages
 from sim2real.calibration import Adaptation, Posterior, diagnose
 from sim2real.calibration.export import to_mjcf, to_yaml
 from sim2real.errors import NonFiniteError, ParameterError, RecipeError, RobotError, did_you_mean
@@ -305,19 +305,19 @@ class StagedRun:
             model.save(self.path / "model" / name)
             contestants[name] = controllers.Controller(self.model(name), plant, values)
         contestants = {
-            name: controllers.calm_of(setup, controller, observation, posterior.noise, self.watch.say)
+            name: control_stages.calm_of(setup, controller, observation, posterior.noise, self.watch.say)
             for name, controller in contestants.items()
         }
-        tried = controllers.control_stage(setup, contestants, observation, self.watch.say)
+        tried = control_stages.control_stage(setup, contestants, observation, self.watch.say)
         runs = {name: t.run for name, t in tried.items()}
-        controllers.save_runs(runs, self.path / "closed_loop.npz")
+        control_stages.save_runs(runs, self.path / "closed_loop.npz")
         in_time = None
         if setup.recipe.control.loop is not None:
-            in_time = controllers.real_time_stage(
+            in_time = control_stages.real_time_stage(
                 setup, contestants["after"], observation, self.path / "loop", self.watch.say
             )
         task = controllers.task_of(setup)
-        each = {name: controllers.returns(r, task) for name, r in runs.items()}
+        each = {name: control_stages.returns(r, task) for name, r in runs.items()}
         return {
             "measure": setup.recipe.control.measure,
             "returns": {name: float(v.mean()) for name, v in each.items()},
@@ -338,9 +338,9 @@ class StagedRun:
             twin=Twin(setup.plant, posterior.values, period=period),
         )
         controller, observation = self.controller(), self.observation()[0]
-        controller = controllers.calm_of(rehearsed, controller, observation, posterior.noise, self.watch.say)
-        tried = controllers.control_stage(rehearsed, {"after": controller}, observation, self.watch.say)
-        return float(controllers.returns(tried["after"].run, controllers.task_of(rehearsed)).mean())
+        controller = control_stages.calm_of(rehearsed, controller, observation, posterior.noise, self.watch.say)
+        tried = control_stages.control_stage(rehearsed, {"after": controller}, observation, self.watch.say)
+        return float(control_stages.returns(tried["after"].run, controllers.task_of(rehearsed)).mean())
 
     def controller(self) -> controllers.Controller:
         """Return what this run's world model controls with."""

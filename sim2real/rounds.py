@@ -15,7 +15,8 @@ import gymnasium as gym
 from sim2real.calibration import Posterior
 from sim2real.calibration.evidence import OfReadings
 from sim2real.control import closed_loop
-from sim2real.controllers import fallback_of, guarded, limits_of, planner, returns, start_positions, task_of, told_of
+from sim2real.control_stages import returns
+from sim2real.controllers import fallback_of, guarded, limits_of, planner, start_positions, task_of, told_of
 from sim2real.dagger import Round, dagger, latest
 from sim2real.errors import RecipeError, SafetyError
 from sim2real.planning import Policy
