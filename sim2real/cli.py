@@ -204,7 +204,10 @@ def _dagger(options: argparse.Namespace, console: Console) -> None:
     console.print(table)
     for name, value in found.returns.items():
         console.print(f"{name:>9}: mean {recipe.control.measure} {value:.3f} (0 to 1)")
+    from sim2real.report import write_rounds_report
+
     console.print(f"rounds: {_plain(str(found.directory))}")
+    console.print(f"report: {_plain(str(write_rounds_report(found.directory)))}")
 
 
 def _look(recipe: Any, console: Console) -> None:

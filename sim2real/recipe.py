@@ -147,7 +147,10 @@ class LearnSection(Section):
 
 
 class DaggerSection(Section):
-    """Rounds of control, recording and fine-tuning; see `dagger`."""
+    """Rounds of control, recording and fine-tuning; see `dagger`.
+
+    On a twin, `scratch` has a model of each round's recordings alone scored beside that of the round.
+    """
 
     env: str | None = None
     names: list[str] | None = None
@@ -162,6 +165,7 @@ class DaggerSection(Section):
     anchor: float = Field(default=0.05, ge=0)
     rate: float = Field(default=0.001, gt=0)
     patience: int = Field(default=2, ge=1)
+    scratch: bool = False
 
 
 class SafetySection(Section):

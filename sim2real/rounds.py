@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from sim2real.calibration import Posterior
 from sim2real.calibration.evidence import OfReadings
 from sim2real.control import closed_loop
 from sim2real.control_stages import returns
 from sim2real.controllers import fallback_of, guarded, limits_of, planner, start_positions, task_of, told_of
-from sim2real.dagger import Round, dagger, latest
+from sim2real.dagger import Round, dagger
+from sim2real.episodes import Episode
 from sim2real.errors import RecipeError, SafetyError
-from sim2real.planning import Policy
+from sim2real.logs import read_logs
+from sim2real.planning import Policy, closeness
 from sim2real.preparation import Setup, prepare
 from sim2real.recipe import Recipe
-from sim2real.run_directory import write_json
+from sim2real.run_directory import read_json, write_json
 from sim2real.stages import excitation
 from sim2real.twin_env import TwinEnv
-from sim2real.world_model import EnsembleDynamics, Rehearsal
+from sim2real.windows import joint_positions
+from sim2real.world_model import EnsembleDynamics, Rehearsal, fit_to_recordings
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,14 @@ class Rounds:
         rounds: in order.
         returns: on a twin, how close to its goal its controllers kept it on average, 0 to 1: the fallback alone, and
             planning before the rounds and after them; empty with any other robot.
+        curve: the same after each round, by seconds of the robot: `seconds`, `recorded` while it ran, and on a twin
+            `after` it, and `scratch`, of a model of the recordings alone, where asked for; each with all starts.
     """
 
     directory: Path
     rounds: list[Round]
     returns: dict[str, float]
+    curve: list[dict[str, Any]]
 
 
 def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Rounds:
@@ -70,7 +77,7 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
         rehearsal = Rehearsal(setup.plant, draws, excitation(setup, model.config.timestep), windows=500)
         replay = OfReadings.simulated(model, rehearsal, model.config.timestep, seconds, recipe.seed)
     # more rounds go on where fewer ended
-    told = json.dumps(settings.model_dump(mode="json", exclude={"rounds", "patience"}), sort_keys=True)
+    told = json.dumps(settings.model_dump(mode="json", exclude={"rounds", "patience", "scratch"}), sort_keys=True)
     directory = run / f"rounds-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     fallback = fallback_of(setup)
 
@@ -87,19 +94,59 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
         guard=behind_a_filter, replay=replay, patience=settings.patience, seed=recipe.seed, progress=progress,
         iterations=settings.iterations, anchor=settings.anchor, rate=settings.rate,
     )  # fmt: skip
-    found: dict[str, float] = {}
-    if settings.env is None:
-        after = latest(directory)
-        rivals: dict[str, tuple[Policy, EnsembleDynamics]] = {
-            "fallback": (fallback, model),
-            "before": (of_model(model), model),
-            "after": (of_model(after), after),
+
+    def scored(name: str, place: Path, policy: Policy, of: EnsembleDynamics) -> list[float]:
+        """Score a controller on the twin, once."""
+        file = place / f"{name}.json"
+        if not file.is_file():
+            progress(f"trying the controllers: {name.replace('_', ' ')}")
+            write_json(file, {"returns": returned(setup, behind_a_filter(policy), of)})
+        each: list[float] = read_json(file)["returns"]
+        return each
+
+    curve, recordings = [], list[Episode]()
+    for r in rounds:
+        place = directory / f"round-{r.number:02d}"
+        recordings += read_logs(place / "logs")
+        here = [e for e in read_logs(place / "logs") if len(e.observed_at) > 1]
+        point: dict[str, Any] = {
+            "seconds": sum(e.duration for e in recordings),
+            "recorded": [recorded_closeness(setup, e) for e in here],
         }
-        for rival, (policy, of) in rivals.items():
-            progress(f"trying the controllers: {rival}")
-            found[rival] = returned(setup, behind_a_filter(policy), of)
-    write_json(directory / "rounds.json", {"rounds": [asdict(r) for r in rounds], "returns": found})
-    return Rounds(directory, rounds, found)
+        if settings.env is None:
+            after = EnsembleDynamics.load(place / "model")
+            point["after"] = scored("return_after", place, of_model(after), after)
+        if settings.env is None and settings.scratch:
+            if not (place / "scratch").is_dir():
+                progress(f"round {r.number}: a model of the recordings alone")
+                alone = EnsembleDynamics(model.config, recipe.seed)
+                fit_to_recordings(
+                    alone, recordings, setup.channels, iterations=recipe.learn.iterations, seed=recipe.seed
+                ).save(place / "scratch")
+            alone = EnsembleDynamics.load(place / "scratch")
+            point["scratch"] = scored("return_scratch", place, of_model(alone), alone)
+        curve.append(point)
+    found: dict[str, float] = {}
+    if settings.env is None and rounds:
+        rivals = {"fallback": fallback, "before": of_model(model)}
+        each = {name: scored(f"return_{name}", directory, policy, model) for name, policy in rivals.items()}
+        found = {name: float(np.mean(v)) for name, v in {**each, "after": curve[-1]["after"]}.items()}
+    told_of_all = {
+        "rounds": [asdict(r) for r in rounds],
+        "returns": found,
+        "curve": curve,
+        "measure": recipe.control.measure,
+    }
+    write_json(directory / "rounds.json", told_of_all)
+    return Rounds(directory, rounds, found, curve)
+
+
+def recorded_closeness(setup: Setup, episode: Episode) -> float:
+    """Return how close to its goal the robot was on average in a recording, 0 to 1."""
+    positions = joint_positions(episode, setup.channels)
+    velocities = np.gradient(positions, episode.observed_at, axis=0)
+    states = np.concatenate([positions, velocities], 1)[None, 1:]
+    return float(closeness(task_of(setup), states, episode.period)[0])
 
 
 def require(recipe: Recipe) -> None:
@@ -131,8 +178,8 @@ def robot(setup: Setup) -> gym.Env[Any, Any]:
     return TwinEnv(setup.twin, limits_of(setup), recipe.learn.timestep, spread=recipe.control.spread)
 
 
-def returned(setup: Setup, policy: Policy, model: EnsembleDynamics) -> float:
-    """Return how close to its goal a policy keeps the twin on average, from the starts that `control` has."""
+def returned(setup: Setup, policy: Policy, model: EnsembleDynamics) -> list[float]:
+    """Return how close to its goal a policy keeps the twin on average, from each of the starts that `control` has."""
     assert setup.twin is not None
     assert model.encoder is not None
     recipe, config = setup.recipe.control, model.config
@@ -143,4 +190,4 @@ def returned(setup: Setup, policy: Policy, model: EnsembleDynamics) -> float:
     )  # fmt: skip
     if told_of(policy):
         raise SafetyError(f"the twin was stopped while it was scored: {', '.join(told_of(policy))}")
-    return float(returns(run, task_of(setup)).mean())
+    return [float(v) for v in returns(run, task_of(setup))]

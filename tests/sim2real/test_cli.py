@@ -190,9 +190,17 @@ def test_rounds_go_on_from_a_run_and_are_kept(
     before = (directory / "round-01" / "round.json").stat().st_mtime_ns
     assert called(*asked, cwd=finished[0].parent, capsys=capsys).stdout == done.stdout
     assert (directory / "round-01" / "round.json").stat().st_mtime_ns == before, "the round was not run again"
-    more = called(*asked[:-1], small.replace("rounds: 1", "rounds: 2"), cwd=finished[0].parent, capsys=capsys)
+    two = small.replace("rounds: 1", "rounds: 2, scratch: true")
+    more = called(*asked[:-1], two, cwd=finished[0].parent, capsys=capsys)
     assert re.search(r"\n2 +2\.6 s +25%", more.stdout), more.stdout
     assert len(list(finished[0].glob("*/rounds-*"))) == 1
+    curve = json.loads((directory / "rounds.json").read_text())["curve"]
+    assert [round(point["seconds"], 1) for point in curve] == [2.6, 5.2]
+    assert {len(point["scratch"]) for point in curve} == {len(point["after"]) for point in curve} == {2}
+    page = (directory / "rounds.html").read_text()
+    assert page.count('<script type="application/json" data-plot=') == 2
+    assert "planning with a model of the recordings alone" in page
+    assert "With 5.20 s of the robot, mean uprightness went from" in page
     without = called("dagger", PENDULUM, cwd=tmp_path, capsys=capsys)
     _refused(without, 2, "give the recipe a `learn:` section")
     for robot in ("NoSuchRobot-v0", "no_such_module:Robot-v0"):
