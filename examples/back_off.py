@@ -48,7 +48,7 @@ def main() -> None:
     let_loose(careful, AS_TRAINED, seed=0)  # nothing is wrong: what doubts look like then
     careful.calm = Calm.of(collected([careful]), false_alarms=0.01)
     heavy = replace(AS_TRAINED, truth={"dynamics.lower.mass": 6.0, "dynamics.elbow.armature": 0.1})
-    for name, twin in (("as it was in training", AS_TRAINED), ("five times the forearm", heavy)):
+    for name, twin in (("as it was in training", AS_TRAINED), ("a heavy forearm on a heavy motor", heavy)):
         run = let_loose(careful, twin, seed=1)
         there = closeness(COST, run.states[:, -20:], PERIOD).mean()
         held = (np.array(careful.shares) < 1.0).mean()

@@ -1,4 +1,4 @@
-"""A pendulum that swings up with a third of the horizon: what is still to be paid after a plan is fitted to runs."""
+"""A pendulum that swings up with a sixth of the horizon: what is still to be paid after a plan is fitted to runs."""
 
 import numpy as np
 import torch

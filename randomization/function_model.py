@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim2real.errors import NonFiniteError, ParameterError, RobotError
+from sim2real.importing import imported
 from sim2real.randomization.parameters import Array, Values, check_values
 
 # (states (n, X), actions (n, A), parameters {name: (n, 1)}, timestep [s]) -> states (n, X) after the timestep.
@@ -215,22 +213,10 @@ def load_function(source: str) -> FunctionModel:
     Raises:
         RobotError: there is no such file, module or model.
     """
-    place, _, name = source.rpartition(":")
     try:
-        if place.endswith(".py"):
-            path = Path(place)
-            spec = importlib.util.spec_from_file_location(f"sim2real_robot_{path.stem}", path)
-            if not path.is_file() or spec is None or spec.loader is None:
-                raise RobotError(f"robot {source}: there is no file {place}")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
+        model = imported(source)
     except ImportError as error:
         raise RobotError(f"robot {source} cannot be imported: {error}") from None
-    model = getattr(module, name, None)
     if not isinstance(model, FunctionModel):
-        found: Sequence[str] = [k for k, v in vars(module).items() if isinstance(v, FunctionModel)]
-        raise RobotError(f"robot {source}: {place} has no FunctionModel {name!r}; it has {', '.join(found) or 'none'}")
+        raise RobotError(f"robot {source}: expected a FunctionModel, found {type(model).__name__}")
     return replace(model, source=source)

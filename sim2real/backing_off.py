@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,9 @@ class Calm:
         """
         if not 0 < false_alarms < 1:
             raise ModelError(f"expected a rate of false alarms between 0 and 1, found {false_alarms:g}")
-        scale = np.quantile(doubts[::2], 1 - false_alarms, axis=0).clip(1e-12)
+        if len(doubts) and not (doubts > 0).any(0).all():
+            raise ModelError("a doubt was never above zero in calm runs: they were too short for it to be known")
+        scale = np.quantile(doubts[::2], 1 - false_alarms, axis=0).clip(1e-12) if len(doubts) else np.ones(1)
         largest = np.sort((doubts[1::2] / scale).max(1))
         rank = math.ceil((len(largest) + 1) * (1 - false_alarms))
         if rank > len(largest):
@@ -145,6 +148,7 @@ class BackOff:
         doubts: (n, 2 D) of each period so far.
         shares: (n,) of the plan in what was sent, of each period so far.
         plan: (n, T, A) what is planned to be sent; None before the first period.
+        settling: periods at the beginning of a run in which surprise cannot be known yet.
 
     Raises:
         ModelError: the planner is not on an `EnsembleDynamics`.
@@ -167,6 +171,7 @@ class BackOff:
         self.planner, self.fallback, self.calm = planner, fallback, calm
         self.release, self.hold = release, hold
         self._doubts = Doubts(planner.model, ahead)
+        self.settling, self._deadline, self._took = self._doubts.steps, planner.deadline, 0.0
         self.reset()
 
     def reset(self) -> None:
@@ -181,13 +186,18 @@ class BackOff:
 
     def act(self, estimate: Estimate, t: float) -> Array:
         """Return commands (n, A)."""
+        if self._deadline is not None:
+            # knowing doubts takes time, too
+            self.planner.deadline = max(self._deadline - self._took, 0.0)
         if self._level is not None:
             longest = self.planner.steps
             self.planner.ahead = torch.as_tensor(np.ceil(longest * looked_ahead(self._level)).astype(int))
         wanted = self.planner.act(estimate, t)
         assert self.planner.plan is not None
         self.plan = self.planner.plan
+        clock = time.perf_counter()
         self.doubts.append(self._doubts.seen(estimate, self.plan.double().numpy()))
+        self._took = max(0.9 * self._took, 1e3 * (time.perf_counter() - clock))
         if self.calm is None:
             self.shares.append(np.ones(len(wanted)))
             return wanted
@@ -216,5 +226,13 @@ def looked_ahead(trust: Array) -> Array:
 
 
 def collected(runs: Sequence[BackOff]) -> Array:
-    """Return the doubts (N, C) of calm runs, of all their periods and plants, for `Calm.of`."""
+    """Return the doubts (N, C) of calm runs, of all their periods and plants, for `Calm.of`.
+
+    Raises:
+        ModelError: the runs ended before surprise could be known.
+    """
+    short = [run for run in runs if len(run.doubts) <= run.settling]
+    if short or not runs:
+        periods = short[0].settling if short else 0
+        raise ModelError(f"calm runs have to be longer than the {periods} periods that surprise looks back")
     return np.concatenate([np.concatenate(run.doubts) for run in runs])

@@ -14,7 +14,7 @@ import numpy as np
 from sim2real.backing_off import BackOff, Calm, collected
 from sim2real.control import Run, Tracker
 from sim2real.control_loop import ControlLoop, Paced
-from sim2real.controllers import Controller, Ready, guarded, limits_of, start_positions, task_of, told_of
+from sim2real.controllers import Controller, Ready, guarded, limits_of, require_calm, start_positions, task_of, told_of
 from sim2real.episodes import Array
 from sim2real.errors import SafetyError
 from sim2real.estimation import Observation
@@ -76,7 +76,8 @@ def calm_of(
     assert isinstance(ready.policy, BackOff)
     twin = Twin(controller.plant, controller.values, period=ready.period)
     starts = start_positions(setup, "calm")
-    seconds = max(recipe.back_off.seconds / recipe.starts, ready.period)
+    require_calm(setup, ready.period)
+    seconds = recipe.back_off.seconds / recipe.starts
     progress("runs in which all is well, to know a doubt when it comes")
     rng = setup.rng("calm noise")
     ready.run(Noisy(twin, noise, rng), ready.policy, starts, seconds, limits_of(setup))
@@ -148,7 +149,7 @@ def real_time_stage(
     apart = PlannerProcess(ready.policy, period, patience=settings.patience)
     policy = guarded(setup, apart, period, controller.values)
     shutil.rmtree(folder, ignore_errors=True)
-    robot = TwinEnv(setup.twin, limit, period, spread=setup.recipe.control.spread)
+    robot = TwinEnv(setup.twin, limit, period, settings.seconds + period, setup.recipe.control.spread)
     recorder = RecordEpisodes(Paced(robot, period), folder / "logs", names=robot.names, clock="wall", dt=period)
     tracker = Tracker(
         ready.estimator, period, history=ready.history, actions=setup.plant.actions, lookback=ready.lookback
@@ -168,6 +169,7 @@ def real_time_stage(
     with contextlib.suppress(ImportError):  # tensorboard is an extra
         timing.write_curves(folder)
     states = np.concatenate([timing.readings, np.gradient(timing.readings, period, axis=0)], 1)[None, 1:]
+    states = states[:, np.isfinite(states).all((0, 2))]
     close = float(closeness(task_of(setup), states, period)[0])
     did = policy.interventions | told_of(policy) if isinstance(policy, SafetyFilter) else {}
     return {**timing.to_json(), "followed": apart.followed, "closeness": close, "safety": did}

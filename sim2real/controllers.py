@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from sim2real.backing_off import BackOff, Calm
 from sim2real.control import Run, Startable, closed_loop
 from sim2real.episodes import Array
-from sim2real.errors import RecipeError
+from sim2real.errors import ModelError, RecipeError
 from sim2real.estimation import ModelObserver, Observation, StateEstimator
 from sim2real.planning import (
     ICEM,
@@ -24,8 +26,10 @@ from sim2real.planning import (
     Policy,
     PredictiveSampling,
     Upright,
+    closeness,
     named_cost,
 )
+from sim2real.planning.costs import beginning
 from sim2real.plant import Plant, repeated
 from sim2real.preparation import Setup
 from sim2real.randomization import RobotModel
@@ -88,7 +92,10 @@ def fallback_of(setup: Setup) -> Policy:
         return Damping(recipe.fallback_gain, limit, robot.driven)
     if recipe.fallback == "hold":
         return Hold(recipe.fallback_gain, limit, recipe.fallback_stiffness, driven=robot.driven)
-    return Hold(recipe.fallback_gain, limit, 0.0, gravity=_of_efforts(setup, "control.fallback: gravity"))
+    try:
+        return Hold(recipe.fallback_gain, limit, 0.0, gravity=_of_efforts(setup, "control.fallback: gravity"))
+    except ModelError as error:
+        raise RecipeError(f"control.fallback: gravity: {error}") from None
 
 
 def _of_efforts(setup: Setup, what: str) -> RobotModel:
@@ -143,8 +150,37 @@ def guarded(setup: Setup, policy: Policy, period: float, values: Mapping[str, fl
 
 def require(setup: Setup) -> None:
     """Raise what speaks against a recipe's control, before anything takes time."""
-    task_of(setup)
+    task, joints = task_of(setup), setup.plant.degrees_of_freedom
+    states, commands = np.zeros((1, 2, 2 * joints)), torch.zeros(1, 2, setup.plant.actions)
+    try:
+        costs = beginning(task, 0.0, 0.1)(torch.as_tensor(states, dtype=torch.float32), commands)
+        close = closeness(task, states, 0.1)
+    except Exception as error:  # of a user's own cost it may be any
+        raise RecipeError(f"control.cost: at rest at zero it fails: {type(error).__name__}: {error}") from None
+    if costs.shape != (1, 2) or not (torch.isfinite(costs).all() and np.isfinite(close).all()):
+        raise RecipeError(
+            f"control.cost: at rest at zero expected finite costs (1, 2) of states (1, 2, {2 * joints}), found "
+            f"{costs.tolist()}, and a closeness of {close.tolist()}"
+        )
+    require_calm(setup, setup.recipe.model.timestep)
     guarded(setup, fallback_of(setup), setup.recipe.model.timestep, {})
+
+
+def require_calm(setup: Setup, period: float) -> None:
+    """Raise a RecipeError where calm runs would be too short to calibrate backing off on."""
+    recipe = setup.recipe.control
+    if recipe.back_off is None:
+        return
+    told, settling = recipe.back_off, round(recipe.back_off.ahead / period)
+    periods = (math.floor(told.seconds / recipe.starts / period) - settling) * recipe.starts
+    needed = 2 * math.ceil(1 / told.false_alarms)
+    if periods < needed:
+        enough = recipe.starts * period * (math.ceil(needed / recipe.starts) + settling + 1)
+        raise RecipeError(
+            f"control.back_off: false alarms of {told.false_alarms:g} need {needed} periods of calm runs; "
+            f"{told.seconds:g} s, shared by {recipe.starts} starts, have {max(periods, 0)} beyond the first "
+            f"{told.ahead:g} s of each: set seconds to {enough:.3g} or more"
+        )
 
 
 def start_positions(setup: Setup, purpose: str = "starts") -> Array:

@@ -149,7 +149,9 @@ class LearnSection(Section):
 class DaggerSection(Section):
     """Rounds of control, recording and fine-tuning; see `dagger`.
 
-    On a twin, `scratch` has a model of each round's recordings alone scored beside that of the round.
+    `anew` identifies the simulator and learns the model anew in each round, as `learn:` has it, on the recordings of
+    before and those of all rounds, in place of tuning. On a twin, `scratch` has a model of the rounds' recordings alone
+    scored beside that of the round.
     """
 
     env: str | None = None
@@ -165,6 +167,7 @@ class DaggerSection(Section):
     anchor: float = Field(default=0.05, ge=0)
     rate: float = Field(default=0.001, gt=0)
     patience: int = Field(default=2, ge=1)
+    anew: bool = False
     scratch: bool = False
 
 
@@ -332,6 +335,11 @@ def read_document(file: Path) -> dict[str, Any]:
             section = section.get(part) if isinstance(section, dict) else None  # type: ignore[assignment]
         if isinstance(section, dict) and isinstance(section.get(last), str):
             section[last] = _relative_to(section[last], file.resolve().parent, is_robot=key == "robot")
+    control = document.get("control")
+    for term in (control.get("cost") or []) if isinstance(control, dict) else []:
+        own = term.get("cost") if isinstance(term, dict) else None
+        if isinstance(own, str) and ".py:" in own:
+            term["cost"] = _relative_to(own, file.resolve().parent, is_robot=True)
     return document
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from sim2real.planning import Policy, closeness
 from sim2real.preparation import Setup, prepare
 from sim2real.recipe import Recipe
 from sim2real.run_directory import read_json, write_json
-from sim2real.stages import excitation
+from sim2real.stages import excitation, identify_stage, learned_model
 from sim2real.twin_env import TwinEnv
 from sim2real.windows import joint_positions
-from sim2real.world_model import EnsembleDynamics, Rehearsal, fit_to_recordings
+from sim2real.world_model import EnsembleDynamics, Rehearsal
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,21 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
     def behind_a_filter(policy: Policy) -> Policy:
         return guarded(setup, policy, model.config.timestep, values)
 
+    def with_recordings(before: Sequence[Episode], new: Sequence[Episode]) -> Setup:
+        return replace(setup, recordings=replace(setup.recordings, train=[*before, *new]))
+
+    def anew(recordings: Sequence[Episode]) -> EnsembleDynamics:
+        assert recipe.learn is not None
+        known = with_recordings(setup.recordings.train, recordings)
+        found = identify_stage(known, progress, examine=False) if recipe.learn.rehearse else None
+        return learned_model(known, found, progress)
+
     rounds = dagger(
         robot(setup), model, of_model, fallback, setup.channels, directory,
         names=settings.names, rounds=settings.rounds, seconds=settings.seconds, episode=settings.episode,
         shares=settings.shares, segment=settings.segment, clock=settings.clock, method=settings.method,
-        guard=behind_a_filter, replay=replay, patience=settings.patience, seed=recipe.seed, progress=progress,
-        iterations=settings.iterations, anchor=settings.anchor, rate=settings.rate,
+        guard=behind_a_filter, replay=replay, learn=anew if settings.anew else None, patience=settings.patience,
+        seed=recipe.seed, progress=progress, iterations=settings.iterations, anchor=settings.anchor, rate=settings.rate,
     )  # fmt: skip
 
     def scored(name: str, place: Path, policy: Policy, of: EnsembleDynamics) -> list[float]:
@@ -119,10 +128,7 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
         if settings.env is None and settings.scratch:
             if not (place / "scratch").is_dir():
                 progress(f"round {r.number}: a model of the recordings alone")
-                alone = EnsembleDynamics(model.config, recipe.seed)
-                fit_to_recordings(
-                    alone, recordings, setup.channels, iterations=recipe.learn.iterations, seed=recipe.seed
-                ).save(place / "scratch")
+                learned_model(with_recordings([], recordings), None, progress).save(place / "scratch")
             alone = EnsembleDynamics.load(place / "scratch")
             point["scratch"] = scored("return_scratch", place, of_model(alone), alone)
         curve.append(point)

@@ -26,7 +26,7 @@ SCORED = {
     "control": ("controller", ()),
 }
 BEFORE = "control.limit"
-# Keys that say what a controller is scored by, or nothing about it.
+# Keys that say what a controller is scored by, or nothing about it; a fallback is part of one that backs off.
 UNSCORED = (
     *("control.target", "control.cost", "control.seconds", "control.starts", "control.spread", "control.loop"),
     *("control.fallback", "control.fallback_gain", "control.fallback_stiffness"),
@@ -219,7 +219,8 @@ def search_space(recipe: Recipe) -> dict[str, SearchRange]:
                 f"sweep.keys.{key}: `{head}:` comes after the {what}, which is scored here; "
                 f"set sweep.objective: {'control' if head == 'control' else 'finetune'}"
             )
-        if key.startswith(UNSCORED):
+        unscored = UNSCORED if recipe.control.back_off is None else tuple(k for k in UNSCORED if "fallback" not in k)
+        if key.startswith(unscored):
             raise RecipeError(
                 f"sweep.keys.{key}: it changes what is asked of a controller, so scores would not compare"
             )

@@ -247,39 +247,44 @@ def learn_stage(setup: Setup, posterior: Posterior, progress: Progress) -> dict[
     recipe = setup.recipe.learn
     if recipe is None:
         return {}
-    commanded = setup.recordings.commanded
-    if not commanded:
+    if not setup.recordings.commanded:
         raise LogError("`learn:` needs training recordings of commanded actions; these have measured ones only")
-    config = _of_recordings(setup, recipe)
 
     def say(name: str, line: str) -> None:
         progress(f"{name.replace('_', ' ')}: {line}")
 
-    kinds: dict[str, Rehearsal | None] = {"recordings_model": None}
-    if recipe.rehearse:
-        draws = posterior.sample(setup.rng("rehearsal"), recipe.members)
-        kinds["rehearsed_model"] = Rehearsal(setup.plant, draws, excitation(setup, recipe.timestep))
-    model = setup.plant.model
-    stops = model.joint_stops if isinstance(model, RobotModel) else ()
-    physics = PhysicsPriors(limits=recipe.limits, stops=stops, smoothness=recipe.smoothness)
+    kinds = {"recordings_model": None, **({"rehearsed_model": posterior} if recipe.rehearse else {})}
     models = {}
-    for name, rehearsal in kinds.items():
-        models[name] = fit_to_recordings(
-            EnsembleDynamics(config, setup.recipe.seed),
-            commanded,
-            setup.channels,
-            rehearsal=rehearsal,
-            trust=recipe.trust,
-            physics=physics,
-            iterations=recipe.iterations,
-            batch=recipe.batch,
-            rate=recipe.rate,
-            seed=setup.recipe.seed,
-            progress=partial(say, name),
-        )
+    for name, known in kinds.items():
+        models[name] = learned_model(setup, known, partial(say, name))
         predictor = RecordingPredictor(models[name], setup.channels)
         recalibrate_model(models[name], predictor, validation(setup))
     return models
+
+
+def learned_model(setup: Setup, posterior: Posterior | None, progress: Progress) -> EnsembleDynamics:
+    """Learn a model from the training recordings, as `learn:` has it: alone, or beside simulations of a posterior."""
+    recipe = setup.recipe.learn
+    assert recipe is not None
+    rehearsal = None
+    if posterior is not None:
+        draws = posterior.sample(setup.rng("rehearsal"), recipe.members)
+        rehearsal = Rehearsal(setup.plant, draws, excitation(setup, recipe.timestep))
+    model = setup.plant.model
+    stops = model.joint_stops if isinstance(model, RobotModel) else ()
+    return fit_to_recordings(
+        EnsembleDynamics(_of_recordings(setup, recipe), setup.recipe.seed),
+        setup.recordings.commanded,
+        setup.channels,
+        rehearsal=rehearsal,
+        trust=recipe.trust,
+        physics=PhysicsPriors(limits=recipe.limits, stops=stops, smoothness=recipe.smoothness),
+        iterations=recipe.iterations,
+        batch=recipe.batch,
+        rate=recipe.rate,
+        seed=setup.recipe.seed,
+        progress=progress,
+    )
 
 
 def _of_recordings(setup: Setup, recipe: LearnSection) -> EnsembleConfig:

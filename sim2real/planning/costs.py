@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -36,6 +37,53 @@ class Timed(Protocol):
         ...
 
 
+def number(what: str, value: object, *, infinite: bool = False) -> float:
+    """Return a number of a cost.
+
+    Raises:
+        ModelError: it is none, or not finite where it should be.
+    """
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = math.nan
+    if math.isnan(found) or (math.isinf(found) and not infinite):
+        raise ModelError(f"expected a number for {what}, found {value!r}")
+    return found
+
+
+def numbers(what: str, values: object, *, infinite: bool = False) -> tuple[float, ...]:
+    """Return numbers of a cost, one a joint.
+
+    Raises:
+        ModelError: they are none.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ModelError(f"expected numbers for {what}, found {values!r}")
+    return tuple(number(what, v, infinite=infinite) for v in values)
+
+
+def has_goal(cost: Cost) -> bool:
+    """Return whether a robot may be close to the goal of a cost, or to that of one of its terms."""
+    return any(has_goal(term) for term in cost.terms) if isinstance(cost, Sum) else isinstance(cost, Goal)
+
+
+def depends_on_time(cost: Cost) -> bool:
+    """Return whether a cost, or one of its terms, is `Timed`."""
+    return any(map(depends_on_time, cost.terms)) if isinstance(cost, Sum) else isinstance(cost, Timed)
+
+
+def positions_of(states: Tensor, joints: int) -> Tensor:
+    """Return the positions (..., D) of states (..., 2 D).
+
+    Raises:
+        ModelError: they are of another number of joints.
+    """
+    if states.shape[-1] != 2 * joints:
+        raise ModelError(f"the cost is of {joints} joints, the model has {states.shape[-1] // 2}")
+    return states[..., :joints]
+
+
 def beginning(cost: Cost, t: float, timestep: float) -> Cost:
     """Return a cost, `Timed` or not, for states of which the first is reached a timestep after `t` [s]."""
     return cost.beginning(t, timestep) if isinstance(cost, Timed) else cost
@@ -53,7 +101,7 @@ def closeness(cost: Cost, states: Array, timestep: float) -> Array:
         ModelError: no term of the cost is a `Goal`.
     """
     now = beginning(cost, 0.0, timestep)
-    if not isinstance(now, Goal):
+    if not has_goal(now) or not isinstance(now, Goal):
         raise ModelError(
             f"{type(cost).__name__} has no goal that a robot may be close to: it needs `closeness(states)`"
         )
@@ -75,6 +123,10 @@ class Upright:
     target: float = torch.pi
     velocity: float = 0.02
     effort: float = 0.002
+
+    def __post_init__(self) -> None:
+        for name in ("target", "velocity", "effort"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
 
     def __call__(self, states: Tensor, commands: Tensor) -> Tensor:
         d = states.shape[-1] // 2
@@ -105,6 +157,9 @@ class Quadratic:
     effort: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("goal", "position", "velocity"):
+            object.__setattr__(self, name, numbers(name, getattr(self, name)))
+        object.__setattr__(self, "effort", number("effort", self.effort))
         if len(self.position) != len(self.goal) or len(self.velocity) not in (0, len(self.goal)):
             raise ModelError(
                 f"a quadratic cost takes a goal and weights of each joint: found {len(self.goal)} goals, "
@@ -122,16 +177,15 @@ class Quadratic:
         return torch.exp(-self._left(states))
 
     def _left(self, states: Tensor) -> Tensor:
-        d = len(self.goal)
-        if states.shape[-1] != 2 * d:
-            raise ModelError(f"the cost's goal is of {d} joints, the model has {states.shape[-1] // 2}")
-        left = states[..., :d] - states.new_tensor(self.goal)
+        left = positions_of(states, len(self.goal)) - states.new_tensor(self.goal)
         return (left.square() * states.new_tensor(self.position)).sum(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Track:
     """Follow a path in time: weighted squares of the distance to where the joints should be by now.
+
+    Planners and `closeness` say when states are reached; who calls it without them asks for `beginning` first.
 
     Attributes:
         times: (K,) [s], increasing; between them the path is straight, before and after them it stands still.
@@ -147,17 +201,24 @@ class Track:
     path: Array
     position: tuple[float, ...]
     effort: float = 0.0
-    _now: tuple[float, float] = field(default=(0.0, 0.0), repr=False)
+    _now: tuple[float, float] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        times, path = np.asarray(self.times, float), np.asarray(self.path, float)
+        try:
+            times, path = np.asarray(self.times, float), np.asarray(self.path, float)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"expected numbers for the times and the path to track: {error}") from None
         if path.shape != (len(times), len(self.position)) or len(times) == 0 or (np.diff(times) <= 0).any():
             raise ModelError(
                 f"a path to track has increasing times (K,) and positions (K, D) of the D weights: found {len(times)} "
                 f"times, positions {path.shape} and {len(self.position)} weights"
             )
+        if not (np.isfinite(times).all() and np.isfinite(path).all()):
+            raise ModelError("expected numbers for the times and the path to track, found what is not finite")
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "path", path)
+        object.__setattr__(self, "position", numbers("position", self.position))
+        object.__setattr__(self, "effort", number("effort", self.effort))
 
     def beginning(self, t: float, timestep: float) -> Track:
         """Return the cost of states of which the first is reached a timestep after `t` [s]."""
@@ -171,10 +232,12 @@ class Track:
         return torch.exp(-self._left(states))
 
     def _left(self, states: Tensor) -> Tensor:
+        if self._now is None:
+            raise ModelError("a path is tracked in time: ask for `beginning(t, timestep)` first")
         t, timestep = self._now
         when = t + timestep * np.arange(1, states.shape[-2] + 1)
         here = np.stack([np.interp(when, self.times, joint) for joint in self.path.T], -1)
-        left = states[..., : len(self.position)] - torch.as_tensor(here, dtype=states.dtype)
+        left = positions_of(states, len(self.position)) - torch.as_tensor(here, dtype=states.dtype)
         return (left.square() * states.new_tensor(self.position)).sum(-1)
 
 
@@ -196,9 +259,23 @@ class Bounds:
     weight: float = 1.0
     width: float = 0.1
 
+    def __post_init__(self) -> None:
+        limits = tuple(numbers("a limit (lowest, highest) of a position", p, infinite=True) for p in self.position)
+        fast = numbers("velocity", self.velocity, infinite=True)
+        width, weight = number("width", self.width), number("weight", self.weight)
+        if any(len(p) != 2 or p[0] > p[1] for p in limits) or len(fast) not in (0, len(limits)):
+            raise ModelError(
+                f"bounds take (lowest, highest) of each joint, and a largest velocity of each or none: found {limits} "
+                f"and {fast}"
+            )
+        if width <= 0 or any(v <= 0 for v in fast):
+            raise ModelError(f"bounds of velocities, and their width, are above zero: found {fast} and {width:g}")
+        for name, value in (("position", limits), ("velocity", fast), ("width", width), ("weight", weight)):
+            object.__setattr__(self, name, value)
+
     def __call__(self, states: Tensor, commands: Tensor) -> Tensor:
-        d = states.shape[-1] // 2
-        where, low = states[..., :d], states.new_tensor([p[0] for p in self.position])
+        d = len(self.position)
+        where, low = positions_of(states, d), states.new_tensor([p[0] for p in self.position])
         high = states.new_tensor([p[1] for p in self.position])
         beyond = ((low - where).clamp_min(0.0) + (where - high).clamp_min(0.0)) / self.width
         total = beyond.square().sum(-1)
@@ -210,7 +287,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Effort:
-    """Squared commands, and squared changes from one command to the next.
+    """Squared commands, and squared changes from one command of a plan to the next; not from what was sent before it.
 
     Attributes:
         weight: of the squared command [1/effort²].
@@ -219,6 +296,10 @@ class Effort:
 
     weight: float = 0.01
     change: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "change"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
 
     def __call__(self, states: Tensor, commands: Tensor) -> Tensor:
         total = self.weight * commands.square().sum(-1)
@@ -250,10 +331,17 @@ class Sum:
     Attributes:
         terms: that are summed.
         weights: of them; ones if not given.
+
+    Raises:
+        ModelError: there are more or fewer weights than terms.
     """
 
     terms: tuple[Cost, ...]
     weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.terms):
+            raise ModelError(f"expected a weight for each of {len(self.terms)} terms, found {len(self.weights)}")
 
     def __call__(self, states: Tensor, commands: Tensor) -> Tensor:
         weights = self.weights or (1.0,) * len(self.terms)
@@ -269,7 +357,7 @@ class Sum:
         Raises:
             ModelError: none of them has one.
         """
-        found = [term.closeness(states) for term in self.terms if isinstance(term, Goal)]
+        found = [term.closeness(states) for term in self.terms if has_goal(term) and isinstance(term, Goal)]
         if not found:
             raise ModelError("no term of the cost has a goal that a robot may be close to")
         return torch.stack(found).prod(0)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sim2real.episodes import Array
 from sim2real.errors import ModelError
 from sim2real.estimation import Estimate
+from sim2real.motors import gears
 from sim2real.randomization import RobotModel
 
 
@@ -48,11 +49,12 @@ class Hold(Damping):
         limit: (A,) largest command.
         stiffness: of the spring [effort/rad or effort/m]; zero for gravity compensation alone.
         strength: share of the limit that the spring may pull with.
-        gravity: a robot whose weight is carried, its commands being efforts; none is if not given.
+        gravity: a robot with a motor a joint, whose weight is carried, as its file has it; then gain and stiffness are
+            those at the joint, behind its gear. None is carried if not given.
         driven: (A,) the joint of each command; of `gravity`, or the first ones, if not given.
 
     Raises:
-        ModelError: the stiffness is below zero, or the strength not between 0 and 1.
+        ModelError: the stiffness is below zero, the strength not between 0 and 1, or the robot's actuators no motors.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Hold(Damping):
             )
         super().__init__(gain, limit, gravity.driven if driven is None and gravity is not None else driven)
         self.stiffness, self.gravity = stiffness, gravity
-        self.slack = strength * self.limit / stiffness if stiffness else np.full(len(self.limit), np.inf)
+        self.gears: Array = np.ones(len(self.limit)) if gravity is None else gears(gravity)
+        pull = strength * self.limit * np.abs(self.gears)
+        self.slack: Array = pull / stiffness if stiffness else np.full(len(self.limit), np.inf)
         if gravity is not None:
             import mujoco
 
@@ -87,8 +91,11 @@ class Hold(Damping):
         where = estimate.state[:, self.driven]
         if self._at is None or len(self._at) != len(where):
             self._at = where.copy()
-        self._at = np.clip(self._at, where - self.slack, where + self.slack)
-        return super().wanted(estimate) + self.stiffness * (self._at - where) + self._weight(estimate)
+        # what cannot be read moves nothing, and one that could not be read at first is held where it is read
+        known = np.where(np.isfinite(self._at), self._at, where)
+        self._at = np.where(np.isfinite(where), np.clip(known, where - self.slack, where + self.slack), known)
+        effort = super().wanted(estimate) + self.stiffness * (self._at - where) + self._weight(estimate)
+        return np.asarray(effort / self.gears)
 
     def _weight(self, estimate: Estimate) -> Array:
         """Return what carries the robot's weight: (n, A)."""
@@ -102,7 +109,7 @@ class Hold(Damping):
             self._data.qpos[:] = positions
             mujoco.mj_forward(self.gravity.mj, self._data)
             out.append((self._data.qfrc_bias - self._data.qfrc_passive)[self.driven])
-        return np.asarray(np.stack(out) / self.gravity.mj.actuator_gear[:, 0])
+        return np.stack(out)
 
     def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if k != "_data"}

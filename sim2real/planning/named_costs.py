@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sim2real.errors import ModelError, RecipeError, did_you_mean
-from sim2real.planning.costs import Bounds, Cost, Effort, Goal, Quadratic, Sum, Track, Upright
+from sim2real.importing import imported
+from sim2real.planning.costs import Bounds, Cost, Effort, Quadratic, Sum, Track, Upright, has_goal, number
 from sim2real.randomization import PlantModel, RobotModel
 
 
@@ -18,7 +18,7 @@ def named_cost(terms: Sequence[Mapping[str, Any]], robot: PlantModel) -> Cost:
 
     Each term is a mapping with the key `cost`, and what that cost takes; joints are named. Every term may have a
     `weight`. The names: upright, quadratic, reach, track, bounds, effort, and `module:name` of your own, which is
-    called with the other keys and returns a `Cost`.
+    called with the other keys and returns a `Cost`; or `file.py:name`.
 
     Raises:
         RecipeError: a name, a key or a joint is unknown, a value does not fit, or no term is a `Goal`.
@@ -29,14 +29,15 @@ def named_cost(terms: Sequence[Mapping[str, Any]], robot: PlantModel) -> Cost:
     for term in terms:
         given = dict(term)
         name, weight = str(given.pop("cost", "")), given.pop("weight", 1.0)
-        if not isinstance(weight, int | float):
-            raise RecipeError(f"control.cost: a weight is a number, found {weight!r}")
+        try:
+            weights.append(number("weight", weight))
+        except ModelError as error:
+            raise RecipeError(f"control.cost: {name}: {error}") from None
         make = _own(name) if ":" in name else COSTS.get(name)
         if make is None:
             raise RecipeError(f"control.cost: no cost named {name!r}{did_you_mean(name, COSTS)}")
-        weights.append(float(weight))
         built.append(_called(name, make, robot, given))
-    if not any(isinstance(cost, Goal) for cost in built):
+    if not any(has_goal(cost) for cost in built):
         raise RecipeError(
             "control.cost: no term has a goal: upright, quadratic, reach, track, or one of yours with closeness(states)"
         )
@@ -50,18 +51,29 @@ def _called(name: str, make: Callable[..., Cost], robot: PlantModel, given: dict
     for key in given:
         if key not in known and not free:
             raise RecipeError(f"control.cost: {name} has no argument {key!r}{did_you_mean(key, known)}")
+    missing = [
+        key
+        for key, p in inspect.signature(make).parameters.items()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and key in known and key not in given
+    ]
+    if missing:
+        raise RecipeError(f"control.cost: {name} needs {', '.join(missing)}")
     try:
-        return make(**given) if own else make(robot, **given)
-    except (TypeError, ValueError, ModelError) as error:
+        cost = make(**given) if own else make(robot, **given)
+    except (TypeError, ValueError, KeyError, AttributeError, ModelError) as error:
         raise RecipeError(f"control.cost: {name}: {error}") from None
+    if not callable(cost):
+        raise RecipeError(f"control.cost: {name} returns {type(cost).__name__}, which is no cost")
+    return cost
 
 
 def _own(place: str) -> Callable[..., Cost]:
-    module, _, name = place.rpartition(":")
     try:
-        found: Callable[..., Cost] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        found: Callable[..., Cost] = imported(place)
+    except ImportError as error:
         raise RecipeError(f"control.cost: {place} cannot be imported: {error}") from None
+    if not callable(found):
+        raise RecipeError(f"control.cost: {place} is {type(found).__name__}, not what makes a cost")
     return found
 
 
@@ -117,9 +129,7 @@ def _reach(
 
     if not isinstance(robot, RobotModel):
         raise ModelError(f"needs a robot file, whose bodies have places; {robot.name} is a function")
-    if len(goal) != 3 or len(point) != 3:
-        raise ModelError(f"goal and point have three coordinates [m], found {list(goal)} and {list(point)}")
-    return Reach(Kinematics(robot, body, tuple(point)), tuple(map(float, goal)), width, velocity, effort)
+    return Reach(Kinematics(robot, body, tuple(point)), tuple(goal), width, velocity, effort)
 
 
 def _track(
@@ -129,6 +139,9 @@ def _track(
     position: Mapping[str, float] | None = None,
     effort: float = 0.0,
 ) -> Cost:
+    for joint, along in path.items() if isinstance(path, Mapping) else ():
+        if len(along) != len(times):
+            raise ModelError(f"expected a position of {joint} at each of {len(times)} times, found {len(along)}")
     still = [0.0] * len(times)
     weights = dict.fromkeys(path, 1.0) if position is None else position
     columns = _each(robot, path, still)
@@ -142,8 +155,7 @@ def _bounds(
     width: float = 0.1,
 ) -> Cost:
     free = (-math.inf, math.inf)
-    within = tuple((float(low), float(high)) for low, high in _each(robot, position or {}, free))
-    return Bounds(within, _each(robot, velocity, math.inf) if velocity else (), width=width)
+    return Bounds(_each(robot, position or {}, free), _each(robot, velocity, math.inf) if velocity else (), width=width)
 
 
 def _effort(robot: PlantModel, effort: float = 0.01, change: float = 0.0) -> Cost:

@@ -63,15 +63,16 @@ class Objective:
         members = self.foresight.members
         turns = self.risk == "turns"
         asked = plans.reshape(members, -1, *plans.shape[1:]) if turns else plans.expand(members, *plans.shape)
+        many = torch.tensor(plans.shape[-2]) if ahead is None else ahead.clamp(1, plans.shape[-2])
+        # what lies beyond all of them may diverge, and so would its gradients
+        asked = asked[..., : int(many.max()), :]
         states = outlook.follow(asked)
         cost = beginning(self.cost, t, self.foresight.timestep)(states, asked)
-        steps = plans.shape[-2]
         if ahead is None:
-            total, end, many = cost.sum(-1), states[..., -1, :], torch.tensor(steps)
+            total, end = cost.sum(-1), states[..., -1, :]
         else:
-            many = ahead.clamp(1, steps)
             # not a product: what lies beyond may have diverged
-            total = torch.where(torch.arange(steps) < many[:, None], cost, 0.0).sum(-1)
+            total = torch.where(torch.arange(asked.shape[-2]) < many[:, None], cost, 0.0).sum(-1)
             end = states[..., torch.arange(len(many)), many - 1, :]
         if self.value is not None:
             total = total + self.value(end)

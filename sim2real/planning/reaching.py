@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sim2real.errors import ModelError, did_you_mean
+from sim2real.planning.costs import number, numbers
 from sim2real.randomization import RobotModel
 
 
@@ -22,7 +23,7 @@ class _Link:
 
 
 class Kinematics:
-    """Where a point of a body is, for any positions of the joints.
+    """Where a point of a body is, for any positions of the joints, as the robot's file has it.
 
     Args:
         robot: with hinges and slides.
@@ -40,7 +41,9 @@ class Kinematics:
         names = [mj.body(i).name for i in range(1, mj.nbody)]
         if body not in names:
             raise ModelError(f"the robot has no body {body!r}{did_you_mean(body, names)}")
-        self.point, self.links = tuple(point), list[_Link]()
+        self.point, self.links = numbers("point", point), list[_Link]()
+        if len(self.point) != 3:
+            raise ModelError(f"a point of a body has three coordinates [m], found {self.point}")
         at = mj.body(body).id
         while at:
             turn = np.zeros(9)
@@ -104,6 +107,16 @@ class Reach:
     width: float = 0.1
     velocity: float = 0.02
     effort: float = 0.002
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "goal", numbers("goal", self.goal))
+        for name in ("width", "velocity", "effort"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        if len(self.goal) != 3 or self.width <= 0:
+            raise ModelError(
+                f"reaching needs a goal of three coordinates [m] and a width above zero, found {self.goal} and "
+                f"{self.width:g}"
+            )
 
     def __call__(self, states: Tensor, commands: Tensor) -> Tensor:
         d = states.shape[-1] // 2

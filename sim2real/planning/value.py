@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sim2real.episodes import Array
 from sim2real.errors import ModelError
-from sim2real.planning.costs import Cost, beginning
+from sim2real.planning.costs import Cost, depends_on_time
 
 
 class FittedValue(nn.Module):
@@ -45,7 +45,7 @@ class FittedValue(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Return what is still to be paid: (..., X) -> (...)."""
-        inputs = (self.features(states) - self.middle) / self.scale
+        inputs = (self.features(states.to(self.scale.dtype)) - self.middle) / self.scale
         out: Tensor = self.level[0] + self.level[1] * self.network(inputs)[..., 0]
         return out
 
@@ -80,16 +80,23 @@ def fit_value(
         a `value` for planners.
 
     Raises:
-        ModelError: a run has a state or cost that is not finite, or the shapes do not match.
+        ModelError: a run has a state or cost that is not finite, the shapes do not match, runs have no step, or the
+            cost depends on time.
     """
     n, many = commands.shape[:2]
+    if depends_on_time(cost):
+        raise ModelError("a value is of states alone: the cost depends on time, as tracking a path does")
+    if forgets <= 0 or many < 1:
+        raise ModelError(
+            f"expected runs of a step or more, and to forget after some seconds, found {many} and {forgets:g}"
+        )
     if states.shape[:2] != (n, many + 1) or states.shape[2] != 2 * len(wraps):
         raise ModelError(
             f"expected states (n, T + 1, 2 D) of D = {len(wraps)} joints for commands {commands.shape}, found "
             f"{states.shape}"
         )
     reached = torch.as_tensor(states, dtype=torch.float32)
-    paid = beginning(cost, 0.0, timestep)(reached[:, 1:], torch.as_tensor(commands, dtype=torch.float32))
+    paid = cost(reached[:, 1:], torch.as_tensor(commands, dtype=torch.float32))
     if not (torch.isfinite(paid).all() and torch.isfinite(reached).all()):
         raise ModelError("a run has a state or a cost that is not finite: leave it out")
     discount = float(np.exp(-timestep / forgets))

@@ -19,7 +19,7 @@ from sim2real.report.notation import digits, figure_text, look
 
 ORDER = ("fallback", "before", "after", "oracle")
 MEANING = {
-    "fallback": "damping alone, no plan",
+    "fallback": "the fallback alone, no plan",
     "before": "plans with a world model of the nominal simulator",
     "after": "plans with this run's world model",
     "oracle": "plans with a world model of the true parameters",

@@ -200,19 +200,26 @@ def drawn(recipe: Mapping[str, Any], joints: Sequence[str], robot: RobotModel | 
     joint, target, turns = (0, None, False) if costs else (0, control.get("target", math.pi), True)
     for term in costs:
         told = term if isinstance(term, dict) else {}
+        upright = told.get("cost") == "upright"
         goal = told.get("goal") if told.get("cost") == "quadratic" else None
-        at = told.get("joint", 0) if told.get("cost") == "upright" else None
-        one = next((j for j in joints if isinstance(goal, dict) and j in goal), None)
-        if at is not None:
-            joint, target, turns = joints.index(at) if at in joints else 0, told.get("target", math.pi), True
-            break
-        if one is not None and isinstance(goal, dict):
-            joint, target = joints.index(one), goal[one]
+        goals = goal if isinstance(goal, dict) else {}
+        weights = told.get("position") or dict.fromkeys(goals, 1.0)
+        wanted = [told.get("joint", 0)] if upright else [j for j in goals if weights.get(j)]
+        known = [n for n in (_number_of(j, joints) for j in wanted) if n is not None]
+        if known:
+            joint, turns = known[0], upright
+            target = told.get("target", math.pi) if upright else goals[wanted[0]]
             break
     name = joints[joint] if joint < len(joints) else "the first joint"
     slides = robot is not None and joint < len(robot.joint_units) and robot.joint_units[joint] == "m"
     target = float(target) if isinstance(target, int | float) else None
     return closed_loop.Drawn(joint, name, target, turns, slides)
+
+
+def _number_of(joint: Any, joints: Sequence[str]) -> int | None:
+    if isinstance(joint, int):
+        return joint if 0 <= joint < len(joints) else None
+    return joints.index(joint) if joint in joints else None
 
 
 def score_tables(metrics: Metrics) -> list[ScoreTable]:

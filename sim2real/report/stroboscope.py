@@ -28,10 +28,14 @@ def stroboscope(robot: Any, times: Array, positions: Array, caption: str) -> lis
         caption: said before what the picture shows.
 
     Returns:
-        a panel, or none where the robot has no geom to be seen.
+        a panel, or none where the robot has no geom to be seen or was never read.
     """
     import mujoco
 
+    read = np.isfinite(positions).all(1)
+    if not read.any():
+        return []
+    times, positions = times[read], positions[read]
     data = mujoco.MjData(robot)
     shown = [g for g in range(robot.ngeom) if robot.geom_type[g] != mujoco.mjtGeom.mjGEOM_PLANE]
     moving = [g for g in shown if robot.body_weldid[robot.geom_bodyid[g]]]

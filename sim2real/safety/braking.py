@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from sim2real.episodes import Array
 from sim2real.errors import ModelError
+from sim2real.motors import gears
 from sim2real.randomization import RobotModel
 from sim2real.safety.limits import Limits
 
@@ -233,21 +234,7 @@ def _gears(robot: RobotModel, effort: Array) -> Array:
     mj = robot.mj
     if len(effort) != mj.nu or not mj.nu:
         raise ModelError(f"{robot.name} has {mj.nu} actuators, the limits are of {len(effort)}")
-    motor = (
-        (mj.actuator_gaintype == int(mujoco.mjtGain.mjGAIN_FIXED))
-        & (mj.actuator_biastype == int(mujoco.mjtBias.mjBIAS_NONE))
-        & (mj.actuator_dyntype == int(mujoco.mjtDyn.mjDYN_NONE))
-        & (mj.actuator_trntype == int(mujoco.mjtTrn.mjTRN_JOINT))
-    )
-    names = np.asarray(robot.actuator_names)
-    if not motor.all():
-        raise ModelError(
-            f"a safety filter commands efforts: expected motors of joints, found {', '.join(names[~motor])} of "
-            f"{robot.name}, which take something else"
-        )
-    if len(np.unique(robot.driven)) < mj.nu:
-        raise ModelError(f"expected one motor a joint, found several on one in {robot.name}")
-    factor = np.asarray(mj.actuator_gear[:, 0] * mj.actuator_gainprm[:, 0])
+    factor, names = gears(robot), np.asarray(robot.actuator_names)
     joint = mj.actuator_trnid[:, 0]
     for limited, ranges, sent in (
         (mj.actuator_ctrllimited, mj.actuator_ctrlrange, effort),

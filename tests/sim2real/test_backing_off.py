@@ -146,6 +146,12 @@ def test_the_threshold_is_that_of_split_conformal_calibration() -> None:
     assert 0.04 < np.mean(rates) <= 0.051
     with pytest.raises(ModelError, match="need 200 periods"):
         Calm.of(np.ones((100, 1)), 0.01)
+    with pytest.raises(ModelError, match="never above zero in calm runs"):
+        Calm.of(np.ones((400, 2)) * [1.0, 0.0], 0.05)
+    too_short = policy()
+    run(too_short, 1.0, steps=2)
+    with pytest.raises(ModelError, match="longer than the 2 periods"):
+        collected([too_short])
     again = Calm.from_json(Calm(np.array([1.0, 2.0]), 3.0).to_json())
     assert again.threshold == 3.0
 

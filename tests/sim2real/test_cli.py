@@ -201,6 +201,9 @@ def test_rounds_go_on_from_a_run_and_are_kept(
     assert page.count('<script type="application/json" data-plot=') == 2
     assert "planning with a model of the recordings alone" in page
     assert "With 5.20 s of the robot, mean uprightness went from" in page
+    again = called(*asked[:-1], small.replace("iterations: 3", "anew: true"), cwd=finished[0].parent, capsys=capsys)
+    assert re.search(r"1 +2\.6 s +50% +[0-9.e-]+ +[0-9.e-]+ +(accepted|refused): CRPS", again.stdout), again.stdout
+    assert len(list(finished[0].glob("*/rounds-*"))) == 2
     without = called("dagger", PENDULUM, cwd=tmp_path, capsys=capsys)
     _refused(without, 2, "give the recipe a `learn:` section")
     for robot in ("NoSuchRobot-v0", "no_such_module:Robot-v0"):

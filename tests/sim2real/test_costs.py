@@ -31,9 +31,12 @@ from sim2real.planning import (
     fit_value,
     named_cost,
 )
+from sim2real.planning.costs import beginning
 from sim2real.randomization import RobotModel
 from sim2real.world_model import EnsembleConfig, EnsembleDynamics
 
+ONE_JOINT = """<mujoco><worldbody><body><joint name="j" type="hinge" axis="0 1 0"/>
+<geom type="capsule" fromto="0 0 0 0.5 0 0" size="0.02"/></body></worldbody><actuator>{}</actuator></mujoco>"""
 ROBOTS = ("pendulum", "cartpole", "furuta", "two_link_arm", "double_pendulum")
 
 
@@ -90,6 +93,20 @@ def test_bounds_cost_nothing_inside_and_the_square_of_what_is_beyond() -> None:
     torch.testing.assert_close(found, torch.tensor([[0.0, 3.0 * (2.0**2 + 2.0**2)]]))
 
 
+def test_costs_are_of_all_joints_and_of_no_others() -> None:
+    x, u = torch.zeros(1, 2, 4), torch.zeros(1, 2, 1)
+    for cost in (Bounds(((-1.0, 1.0),)), Track([0.0], [[0.0]], (1.0,)).beginning(0, 0.1), Quadratic((0.0,), (1.0,))):
+        with pytest.raises(ModelError, match="of 1 joints, the model has 2"):
+            cost(x, u)
+    with pytest.raises(ModelError, match="ask for `beginning"):
+        Track([0.0], [[0.0]], (1.0,))(x[..., :2], u)
+    with pytest.raises(ModelError, match="a weight for each of 1 terms, found 2"):
+        Sum((Effort(),), (1.0, 2.0))
+    assert math.isclose(float(Upright(effort="1e-1")(x, u + 1)[0, 0]), 2.1, rel_tol=1e-6)  # type: ignore[arg-type]
+    # a term that has no goal takes none away from the others
+    assert closeness(Sum((Upright(1), Sum((Effort(),)))), np.array([[[0, math.pi, 0, 0]]]), 0.1)[0] == 1.0
+
+
 def test_effort_weighs_commands_and_their_changes() -> None:
     sent = torch.tensor([[[1.0], [3.0], [2.0]]])
     found = Effort(0.5, change=0.1)(torch.zeros(1, 3, 2), sent)
@@ -106,7 +123,7 @@ def test_closeness_is_one_there_and_a_product_over_goals() -> None:
     assert float(cost) == pytest.approx(1.0 + 2.0 * 4.0 * 0.25 + 3.0 * ((math.pi * 1.5 - 1.0) / 0.1) ** 2, rel=1e-6)
     with pytest.raises(ModelError, match="needs `closeness"):
         closeness(Effort(), there, 0.1)
-    with pytest.raises(ModelError, match="no term"):
+    with pytest.raises(ModelError, match="Sum has no goal"):
         closeness(Sum((Effort(),)), there, 0.1)
 
 
@@ -145,6 +162,14 @@ def test_reaching_has_gradients_towards_the_goal_and_is_there_at_the_goal() -> N
         Kinematics(RobotModel("two_link_arm"), "hand")
 
 
+def no_cost() -> int:
+    return 3
+
+
+def no_goal() -> Sum:
+    return Sum((Effort(),))
+
+
 def own_cost(gain: float = 1.0) -> Quadratic:
     return Quadratic((0.0,), (gain,))
 
@@ -173,7 +198,7 @@ def test_costs_by_name_are_those_by_value() -> None:
         (1.0, 3.0, 1.0, 1.0, 1.0),
     )
     x, u = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.ones(3, 4, 1)
-    torch.testing.assert_close(found(x, u), by_value(x, u))
+    torch.testing.assert_close(beginning(found, 0.1, 0.2)(x, u), beginning(by_value, 0.1, 0.2)(x, u))
     one = named_cost([{"cost": "reach", "body": "pole", "goal": [0, 0, 1], "point": [0, 0, -1]}], robot)
     torch.testing.assert_close(one(x, u), Reach(Kinematics(robot, "pole", (0, 0, -1)), (0, 0, 1))(x, u))
     mine = named_cost([{"cost": f"{__name__}:own_cost", "gain": 2.0}], RobotModel("pendulum"))
@@ -189,8 +214,20 @@ def test_costs_by_name_are_those_by_value() -> None:
         ([{"cost": "bounds"}], "no term has a goal"),
         ([{"cost": "quadratic", "goal": 1.0}], "expected a value for each joint by name"),
         ([{"cost": "reach", "body": "pole", "goal": [0, 0]}], "three coordinates"),
+        ([{"cost": "reach", "body": "pole", "goal": [0, 0, 1], "width": 0}], "a width above zero"),
+        ([{"cost": "upright", "joint": "hinge", "target": "pi"}], "expected a number for target, found 'pi'"),
+        ([{"cost": "upright", "weight": math.nan}], "expected a number for weight, found nan"),
+        ([{"cost": "quadratic", "goal": {"hinge": None}}], "expected a number for goal, found None"),
+        ([{"cost": "quadratic"}], "quadratic needs goal"),
+        ([{"cost": "bounds", "position": {"slider": 2}}], "expected numbers for a limit"),
+        ([{"cost": "bounds", "position": {"slider": [2, -2]}}], "bounds take"),
+        ([{"cost": "bounds", "velocity": {"slider": 0}}], "above zero"),
+        ([{"cost": "track", "times": [0, 1], "path": {"slider": [0]}}], "a position of slider at each of 2 times"),
+        ([{"cost": "math:pi"}], "math:pi is float, not what makes a cost"),
+        ([{"cost": f"{__name__}:no_cost"}], "returns int, which is no cost"),
+        ([{"cost": f"{__name__}:no_goal"}], "no term has a goal"),
         ([{"cost": "track", "times": [1, 0], "path": {"slider": [0, 1]}}], "increasing times"),
-        ([{"cost": "upright", "weight": "much"}], "a weight is a number"),
+        ([{"cost": "upright", "weight": "much"}], "expected a number for weight"),
         ([{"cost": "nowhere_at_all:cost"}], "cannot be imported"),
         ({"cost": "upright"}, "expected a list"),
     ],
@@ -212,6 +249,8 @@ def test_holding_brakes_first_and_then_pulls_to_where_it_came_to_rest() -> None:
     assert sent(5.0, 0.0) == pytest.approx(-2.0)
     assert sent(5.0, 3.0) == pytest.approx(-limit)
     assert sent(4.9, 0.0) == pytest.approx(-1.0)
+    assert math.isnan(sent(math.nan, 0.0))
+    assert sent(4.9, 0.0) == pytest.approx(-1.0), "what could not be read moved nothing"
     hold.reset()
     assert sent(7.0, 0.0) == 0.0
     with pytest.raises(ModelError, match="stiffness of 0 or more"):
@@ -230,6 +269,19 @@ def test_gravity_is_carried_by_the_joints_that_are_driven_alone() -> None:
         data.ctrl[:] = sent
         mujoco.mj_forward(robot.mj, data)
         np.testing.assert_allclose(data.qacc[robot.driven], 0.0, atol=0.05)
+    # behind a gear that turns the other way, and a gain
+    gears = '<motor joint="j" gear="-2"/>', '<general joint="j" gainprm="5" gear="1"/>'
+    for actuator in gears:
+        one = RobotModel("one", mujoco.MjModel.from_xml_string(ONE_JOINT.format(actuator)))
+        data, hold = mujoco.MjData(one.mj), Hold(1.0, np.array([50.0]), 5.0, gravity=one)
+        hold.act(Estimate(np.array([[0.8, 0.0]]), np.zeros((1, 1, 1))), 0.0)
+        data.qpos[:], data.qvel[:] = 0.9, 2.0
+        data.ctrl[:] = hold.act(Estimate(np.array([[0.9, 2.0]]), np.zeros((1, 1, 1))), 0.0)[0]
+        mujoco.mj_forward(one.mj, data)
+        assert float(data.qfrc_actuator[0] - data.qfrc_bias[0]) == pytest.approx(-1.0 * 2.0 - 5.0 * 0.1)
+    servo = RobotModel("one", mujoco.MjModel.from_xml_string(ONE_JOINT.format('<position joint="j" kp="5"/>')))
+    with pytest.raises(ModelError, match="expected motors of joints"):
+        Hold(1.0, np.array([50.0]), 5.0, gravity=servo)
     furuta = RobotModel("furuta")
     upright = Estimate(np.array([[0.3, 1.0, 0.0, 0.0]]), np.zeros((1, 1, 1)))
     assert Hold(0.0, np.array([1.0]), 0.0, gravity=furuta).act(upright, 0.0).shape == (1, 1)
@@ -257,5 +309,8 @@ def test_a_fitted_value_is_that_of_a_policy_whose_costs_are_known() -> None:
     torch.testing.assert_close(turned(at), turned(at + torch.tensor([2 * math.pi, 0.0])), atol=1e-4, rtol=1e-4)
     with pytest.raises(ModelError, match="expected states"):
         fit_value(Upright(), x[:, :-1], np.zeros((200, 30, 1)), (True,), dt)
+    assert value(at.double()).dtype == torch.float32
+    with pytest.raises(ModelError, match="depends on time"):
+        fit_value(Sum((Track([0.0], [[0.0]], (1.0,)),)), x, np.zeros((200, 30, 1)), (True,), dt)
     with pytest.raises(ModelError, match="not finite"):
         fit_value(Upright(), x * np.nan, np.zeros((200, 30, 1)), (True,), dt)

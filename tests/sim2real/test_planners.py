@@ -224,7 +224,7 @@ def test_costs_add_up_and_want_a_goal_for_each_joint() -> None:
     assert float(Sum((one, one))(states, sent)) == 2 * float(one(states, sent))
     with pytest.raises(ModelError, match="2 goals, 1 weights"):
         Quadratic((0.0, 1.0), (1.0,))
-    with pytest.raises(ModelError, match="goal is of 1 joints, the model has 2"):
+    with pytest.raises(ModelError, match="of 1 joints, the model has 2"):
         Quadratic((0.0,), (1.0,))(states, sent)
 
 

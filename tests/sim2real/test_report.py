@@ -535,7 +535,9 @@ def test_outlines_hold_the_geoms_that_they_are_of(name: str) -> None:
     [
         ([], 0, 3.0, True),
         ([{"cost": "upright", "joint": "hinge", "target": 1.0}], 1, 1.0, True),
+        ([{"cost": "upright", "joint": 1}], 1, math.pi, True),
         ([{"cost": "quadratic", "goal": {"hinge": 0.5}}, {"cost": "bounds"}], 1, 0.5, False),
+        ([{"cost": "quadratic", "goal": {"slider": 1, "hinge": 2}, "position": {"hinge": 1}}], 1, 2.0, False),
         ([{"cost": "reach", "goal": [0, 0, 1]}], 0, None, False),
         ("nonsense", 0, None, False),
     ],
