@@ -8,6 +8,7 @@ planner plans on that one model, with the environment's own reward as its cost, 
 starts; what counts is the environment's reward. Rows:
 
 - `icem S x I`, `mppi S x I`: ours, S candidates and I iterations, 10 steps ahead, each judged by one member.
+- `icem mean S x I`: each judged by all members.
 - `mbrl_cem`: mbrl-lib's CEM with what its examples use: 350 candidates, 15 steps, 5 iterations, 20 particles, each of
   which stays with a member. `mbrl_cem 100`, `mbrl_icem`, `mbrl_mppi`: its planners with less, 4 particles.
 - `pytorch_mppi`: of that name, 300 candidates, each judged by one member; temperatures 1, its default, and 0.1.
@@ -204,6 +205,10 @@ def planners(model: TransitionEnsemble, reward: Reward, limit: Array, quick: boo
             out[f"{kind} {many} x {times}"] = make(
                 model, cost, limit, horizon=horizon, candidates=many, iterations=times
             )
+    for many, times in ((20, 3), (40, 3), (60, 4)):
+        out[f"icem mean {many} x {times}"] = ICEM(
+            model, cost, limit, horizon=horizon, candidates=many, iterations=times, risk="mean"
+        )
     out |= {
         "pytorch_mppi": OfPytorchMppi(model, reward, limit, 1.0),
         "pytorch_mppi 0.1": OfPytorchMppi(model, reward, limit, 0.1),

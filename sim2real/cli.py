@@ -25,6 +25,16 @@ VERBS = {
     "control": ("control", "let the controllers run on the recipe's twin"),
 }
 
+# What the controllers of a run are.
+CONTROLLERS = {
+    "fallback": "the fallback alone, no plan",
+    "before": "plans with a world model of the nominal simulator",
+    "after": "plans with this run's world model",
+    "oracle": "plans with a world model of the true parameters",
+}
+# Share of the periods in which plans may be late before it is worth a word.
+LATE = 0.05
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -318,7 +328,8 @@ def _summarise(directory: Path, verb: str, console: Console) -> None:
     elif verb == "control":
         found = result("control")
         for name, value in found.get("returns", {}).items():
-            console.print(f"{name:>9}: mean {found['measure']} {value:.3f} (0 to 1)")
+            words = f", {CONTROLLERS[name]}" if name in CONTROLLERS else ""
+            console.print(f"{name:>9}: mean {found['measure']} {value:.3f} (0 to 1){words}")
         for name, reasons in found.get("safety", {}).items():
             told = ", ".join(f"{reason} {many}" for reason, many in reasons.items()) or "never"
             console.print(f"{name:>9}: the safety filter stepped in: {told}")
@@ -359,6 +370,10 @@ def _clock(told: dict[str, Any]) -> str:
         f"after {told['command_ms_p50']:.2g} ms, 99 % within {told['command_ms_p99']:.2g} ms; plan before followed "
         f"{told['followed']} times; mean closeness to the goal {told['closeness']:.3f}"
     )
+    if told["followed"] > LATE * told["periods"]:
+        words += (
+            " (plans come too late for this rate: fewer candidates or iterations, a shorter horizon, a quiet machine)"
+        )
     if told["safety"]:
         words += "; safety filter: " + ", ".join(f"{reason} {many}" for reason, many in told["safety"].items())
     return words

@@ -73,7 +73,7 @@ def task_of(setup: Setup) -> Cost:
         RecipeError: the recipe's costs make no sense.
     """
     recipe = setup.recipe.control
-    return named_cost(recipe.cost, setup.plant.model) if recipe.cost else Upright(target=recipe.target)
+    return Upright(target=recipe.target) if recipe.cost is None else named_cost(recipe.cost, setup.plant.model)
 
 
 def limits_of(setup: Setup) -> Array:
@@ -163,7 +163,10 @@ def require(setup: Setup) -> None:
             f"{costs.tolist()}, and a closeness of {close.tolist()}"
         )
     require_calm(setup, setup.recipe.model.timestep)
-    guarded(setup, fallback_of(setup), setup.recipe.model.timestep, {})
+    try:
+        guarded(setup, fallback_of(setup), setup.recipe.model.timestep, {})
+    except ModelError as error:
+        raise RecipeError(f"control.safety: {error}") from None
 
 
 def require_calm(setup: Setup, period: float) -> None:

@@ -77,13 +77,13 @@ def run(
         raise RecipeError(f"no stage named {until!r}{did_you_mean(until, STAGES)}")
     watch = watcher or Watcher()
     set_threads()
-    directory = RunDirectory(output / f"{recipe.name}-{recipe.digest()}")
-    (directory.path / "recipe.yaml").write_text(recipe.to_yaml())
     setup = prepare(recipe)
-    # what is wrong with these is said before anything takes time
+    # what is wrong with these is said before anything takes time, and leaves nothing behind
     saved = finetuning.saved_model(setup)
     if STAGES.index(until) >= STAGES.index("control"):
         controllers.require(setup)
+    directory = RunDirectory(output / f"{recipe.name}-{recipe.digest()}")
+    (directory.path / "recipe.yaml").write_text(recipe.to_yaml())
     work = [name for name in STAGES[: STAGES.index(until) + 1] if name != "report"]
     if again and all(directory.finished(name) for name in work):
         directory.clear()

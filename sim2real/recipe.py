@@ -207,7 +207,7 @@ class ControlSection(Section):
     """
 
     limit: float = Field(gt=0)
-    cost: list[dict[str, Any]] = []
+    cost: list[dict[str, Any]] | None = None
     target: float = 3.141592653589793
     planner: Literal["mppi", "icem", "predictive_sampling", "gradient"] = "mppi"
     horizon: float = Field(default=1.0, gt=0)
@@ -230,7 +230,7 @@ class ControlSection(Section):
     @property
     def measure(self) -> str:
         """What a run is scored by, in words, from 0 to 1."""
-        only_upright = all(term.get("cost") == "upright" for term in self.cost)
+        only_upright = all(term.get("cost") == "upright" for term in self.cost or ())
         return "uprightness" if only_upright else "closeness to the goal"
 
 

@@ -33,7 +33,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise ModelError(f"{path} does not exist; is {path.parent} the directory of a run?") from None
+        raise ModelError(
+            f"{path} does not exist; is {path.parent} the directory of a whole run, of `sim2real run`?"
+        ) from None
     except ValueError as error:
         raise ModelError(f"{path} is damaged ({error}); remove it and run again") from None
 

@@ -34,11 +34,13 @@ class Foresight(Protocol):
     Attributes:
         timestep: of plans [s].
         members: M, that may disagree.
+        actions: A, width of a command.
         differentiable: whether gradients pass from states to plans.
     """
 
     timestep: float
     members: int
+    actions: int
     differentiable: bool
 
     def look(self, estimate: Estimate) -> Outlook:
@@ -75,6 +77,7 @@ class OfStates:
     def __init__(self, model: EnsembleDynamics) -> None:
         self.model = model
         self.timestep, self.members = model.config.timestep, model.config.members
+        self.actions = model.config.actions
 
     def look(self, estimate: Estimate) -> Outlook:
         config = self.model.config
@@ -107,7 +110,7 @@ class OfObservations:
         for parameters in (self.model.network.weights, self.model.network.biases):
             for parameter in parameters:
                 parameter.data = parameter.data[elites].clone()
-        self.members = len(elites)
+        self.members, self.actions = len(elites), model.config.actions
 
     def look(self, estimate: Estimate) -> Outlook:
         return _FromObservation(self.model, torch.as_tensor(estimate.state, dtype=torch.float32), self.members)
@@ -149,7 +152,7 @@ class OfSimulator:
         sizes = {len(v) for v in self.draws.values()} or {1}
         if len(sizes) > 1:
             raise ModelError(f"expected as many draws of every parameter, found {sorted(sizes)}")
-        self.members = sizes.pop()
+        self.members, self.actions = sizes.pop(), plant.actions
         self._running: RunningPlant | None = None
 
     def look(self, estimate: Estimate) -> Outlook:

@@ -31,7 +31,7 @@ class Objective:
         tail: share of the members whose mean is the conditional value at risk.
 
     Raises:
-        ModelError: no such risk, or a tail outside 0 to 1.
+        ModelError: no such risk, a tail outside 0 to 1, or a cost or value that is none.
     """
 
     foresight: Foresight
@@ -41,6 +41,9 @@ class Objective:
     tail: float = 0.4
 
     def __post_init__(self) -> None:
+        for what, given in (("cost", self.cost), ("value", self.value)):
+            if isinstance(given, type) or not (callable(given) or (what == "value" and given is None)):
+                raise ModelError(f"expected a {what} that can be called, such as Upright() or a Sum, found {given!r}")
         if self.risk not in get_args(Risk):
             raise ModelError(f"expected a risk of {', '.join(get_args(Risk))}, found {self.risk!r}")
         if not 0 < self.tail <= 1:
@@ -68,6 +71,7 @@ class Objective:
         asked = asked[..., : int(many.max()), :]
         states = outlook.follow(asked)
         cost = beginning(self.cost, t, self.foresight.timestep)(states, asked)
+        _require("cost", cost, states.shape[:-1])
         if ahead is None:
             total, end = cost.sum(-1), states[..., -1, :]
         else:
@@ -75,7 +79,9 @@ class Objective:
             total = torch.where(torch.arange(asked.shape[-2]) < many[:, None], cost, 0.0).sum(-1)
             end = states[..., torch.arange(len(many)), many - 1, :]
         if self.value is not None:
-            total = total + self.value(end)
+            paid = self.value(end)
+            _require("value", paid, end.shape[:-1])
+            total = total + paid
         total = total / many
         if turns:
             return total.flatten(0, 1)
@@ -83,3 +89,10 @@ class Objective:
             return total.mean(0)
         worst = 1 if self.risk == "worst" else max(math.ceil(self.tail * members), 1)
         return total.sort(0, descending=True).values[:worst].mean(0)
+
+
+def _require(what: str, found: object, shape: torch.Size) -> None:
+    """Raise a ModelError where a cost or value is no tensor of a shape."""
+    if not isinstance(found, Tensor) or found.shape != shape:
+        said = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        raise ModelError(f"the {what} has to return a tensor of shape {tuple(shape)}, one for each state, found {said}")

@@ -45,7 +45,7 @@ class Planner(ABC):
         done: iterations of the last call of `act`.
 
     Raises:
-        ModelError: the model is none, or a setting is not positive.
+        ModelError: the model is none, a setting is not positive, or the limits are of another number of commands.
     """
 
     def __init__(
@@ -67,6 +67,9 @@ class Planner(ABC):
         self.limit = torch.as_tensor(np.atleast_1d(limit), dtype=torch.float32)
         if min(horizon, candidates, iterations) <= 0 or not (self.limit > 0).all():
             raise ModelError("horizon, candidates, iterations and limits of a planner are above zero")
+        actions = self.objective.foresight.actions
+        if len(self.limit) != actions:
+            raise ModelError(f"the model takes {actions} commands, the limits are of {len(self.limit)}")
         self.steps = max(round(horizon / self.objective.foresight.timestep), 1)
         self.candidates = self.objective.rounded(candidates)
         self.iterations, self.deadline, self.seed = iterations, deadline, seed
@@ -145,7 +148,9 @@ def finite_costs(cost: Tensor) -> Tensor:
     """
     cost = torch.where(torch.isfinite(cost), cost, torch.inf)
     if not torch.isfinite(cost).any(0).all():
-        raise NonFiniteError("no candidate plan of a plant has a finite cost: the world model diverges")
+        raise NonFiniteError(
+            "no candidate plan of a plant has a finite cost: the world model diverges, or the cost is not finite"
+        )
     return cost
 
 

@@ -159,10 +159,12 @@ def test_limits_that_a_robot_cannot_keep_are_refused_before_anything_takes_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weak = called("control", PENDULUM, *SMALL, "control.safety={velocity: [12]}", cwd=tmp_path, capsys=capsys)
-    _refused(weak, 1, "efforts of [3.0] cannot stop and hold pendulum everywhere within its limits")
+    _refused(weak, 2, "control.safety: efforts of [3.0] cannot stop and hold pendulum everywhere within its limits")
     wrong = called("control", PENDULUM, *SMALL, "control.cost=[{cost: uprihgt}]", cwd=tmp_path, capsys=capsys)
     _refused(wrong, 2, "no cost named 'uprihgt'; did you mean upright?")
-    assert not list(tmp_path.glob("runs/*/stages/identify.json"))
+    none = called("control", PENDULUM, *SMALL, "control.cost=[]", cwd=tmp_path, capsys=capsys)
+    _refused(none, 2, "no term has a goal")
+    assert not (tmp_path / "runs").exists(), "nothing is left behind"
 
 
 def test_a_saved_model_of_another_robot_is_refused_before_anything_takes_time(
