@@ -96,7 +96,7 @@ def test_a_damaged_file_is_one_line(directory: RunDirectory, text: str) -> None:
 
 
 def test_a_missing_file_asks_whether_this_is_a_run(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"metrics\.json does not exist; is .* the directory of a run"):
+    with pytest.raises(ModelError, match=r"metrics\.json does not exist; is .* the directory of a whole run"):
         read_json(tmp_path / "metrics.json")
 
 
