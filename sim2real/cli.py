@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim2real import __version__
+from sim2real.cli_summary import plain, summarise
 from sim2real.errors import Sim2RealError
 
 if TYPE_CHECKING:
@@ -24,16 +25,6 @@ VERBS = {
     "evaluate": ("evaluate", "score the simulator and the world model on held-out logs"),
     "control": ("control", "let the controllers run on the recipe's twin"),
 }
-
-# What the controllers of a run are.
-CONTROLLERS = {
-    "fallback": "the fallback alone, no plan",
-    "before": "plans with a world model of the nominal simulator",
-    "after": "plans with this run's world model",
-    "oracle": "plans with a world model of the true parameters",
-}
-# Share of the periods in which plans may be late before it is worth a word.
-LATE = 0.05
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Sim2RealError as error:
         from sim2real.errors import RecipeError
 
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {plain(str(error))}")
         return 2 if isinstance(error, RecipeError) else 1
     except BrokenPipeError:
         # the reader of our output has gone (`| head`): nothing is left to say, not even at exit
@@ -148,7 +139,7 @@ def _dispatch(options: argparse.Namespace, console: Console) -> int:
     elif options.verb == "logs":
         from sim2real.log_commands import run
 
-        return run(options, lambda text: console.print(_plain(text)))
+        return run(options, lambda text: console.print(plain(text)))
     elif options.verb == "learn":
         _learn(options, console)
     elif options.verb == "parameters":
@@ -160,17 +151,13 @@ def _dispatch(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def _run(options: argparse.Namespace, console: Console) -> None:
-    from sim2real.pipeline import Watcher, run
     from sim2real.recipe import load_recipe
 
+    # what is misspelt is said before torch and MuJoCo are loaded
     recipe = load_recipe(options.recipe, options.overrides)
+    from sim2real.pipeline import Watcher, run
+
     if getattr(options, "check", 0):
         _check(recipe, options, console)
         return
@@ -178,7 +165,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         _look(recipe, console)
         return
     directory = options.output / f"{recipe.name}-{recipe.digest()}"
-    console.print(f"[bold]{recipe.name}[/] → {_plain(str(directory))}")
+    console.print(f"[bold]{recipe.name}[/] → {plain(str(directory))}")
     with console.status("reading") as status:
         stage = [""]
 
@@ -189,35 +176,35 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         def end(name: str, seconds: float, before: bool) -> None:
             console.print(f"  {name:<10} " + ("finished earlier" if before else f"{seconds:6.1f} s"))
 
-        watcher = Watcher(begin, lambda line: status.update(f"{stage[0]}: {_plain(line)}"), end)
+        watcher = Watcher(begin, lambda line: status.update(f"{stage[0]}: {plain(line)}"), end)
         run(recipe, options.output, until=VERBS[options.verb][0], again=options.again, watcher=watcher)
-    _summarise(directory, options.verb, console)
+    summarise(directory, options.verb, console)
 
 
 def _dagger(options: argparse.Namespace, console: Console) -> None:
     from rich.table import Table
 
-    from sim2real.pipeline import Watcher, run
     from sim2real.recipe import load_recipe
-    from sim2real.rounds import go_round, require
 
     recipe = load_recipe(options.recipe, options.overrides)
+    from sim2real.pipeline import Watcher, run
+    from sim2real.report import write_rounds_report
+    from sim2real.rounds import go_round, require
+
     require(recipe)
     with console.status("learning") as status:
-        watcher = Watcher(status.update, lambda line: status.update(_plain(line)))
+        watcher = Watcher(status.update, lambda line: status.update(plain(line)))
         directory = run(recipe, options.output, until="learn", again=options.again, watcher=watcher)
-        found = go_round(recipe, directory, lambda line: status.update(_plain(line)))
+        found = go_round(recipe, directory, lambda line: status.update(plain(line)))
     table = Table("round", "robot time", "fallback", "CRPS before", "after", "", box=None, pad_edge=False)
     for r in found.rounds:
         crps = (f"{r.before:.3g}", f"{r.after:.3g}")
-        table.add_row(str(r.number), f"{r.seconds:.3g} s", f"{r.share:.0%}", *crps, _plain(r.reason))
+        table.add_row(str(r.number), f"{r.seconds:.3g} s", f"{r.share:.0%}", *crps, plain(r.reason))
     console.print(table)
     for name, value in found.returns.items():
         console.print(f"{name:>9}: mean {recipe.control.measure} {value:.3f} (0 to 1)")
-    from sim2real.report import write_rounds_report
-
-    console.print(f"rounds: {_plain(str(found.directory))}")
-    console.print(f"report: {_plain(str(write_rounds_report(found.directory)))}")
+    console.print(f"rounds: {plain(str(found.directory))}")
+    console.print(f"report: {plain(str(write_rounds_report(found.directory)))}")
 
 
 def _look(recipe: Any, console: Console) -> None:
@@ -234,7 +221,7 @@ def _look(recipe: Any, console: Console) -> None:
     for part, episodes in parts:
         for e in episodes:
             used = e.action_source if part != "train" or e in setup.recordings.commanded else "measured: not used"
-            table.add_row(_plain(e.name), part, f"{e.duration:.3g}", f"{1 / e.period:.3g}", used)
+            table.add_row(plain(e.name), part, f"{e.duration:.3g}", f"{1 / e.period:.3g}", used)
     console.print(table)
     real, seen, timestep = look_before_finetuning(setup)
     seconds = len(set(real.block.tolist()))
@@ -246,7 +233,7 @@ def _look(recipe: Any, console: Console) -> None:
     table = Table("part", "simulated", "recorded", "seen", "beyond", box=None, pad_edge=False)
     for one in seen:
         ranges = (", ".join(f"{low:.3g} to {high:.3g}" for low, high in r) for r in (one.trained, one.recorded))
-        table.add_row(_plain(one.name), *ranges, f"{one.share:.0%}", f"{one.outside:.0%}")
+        table.add_row(plain(one.name), *ranges, f"{one.share:.0%}", f"{one.outside:.0%}")
     console.print(table)
     console.print(
         "simulated: where pre-training goes, with the nominal robot\n"
@@ -277,133 +264,20 @@ def _check(recipe: Any, options: argparse.Namespace, console: Console) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         directory = RunDirectory(folder)
         workers = available_threads()
-        found = check_stage(prepare(recipe), directory, truths, workers, lambda line: status.update(_plain(line)))
+        found = check_stage(prepare(recipe), directory, truths, workers, lambda line: status.update(plain(line)))
     result = found.to_json()
     write_json(folder / "check.json", result)
     table = Table("parameter", "inside 90 %", "median error", "ranks uniform, p", box=None, pad_edge=False)
     for name, row in result["parameters"].items():
         count = f"{row['inside90']} of {truths}"
-        table.add_row(_plain(name), count, f"{row['median_error']:.3g}", f"{row['uniform_p']:.2g}")
+        table.add_row(plain(name), count, f"{row['median_error']:.3g}", f"{row['uniform_p']:.2g}")
     console.print(table)
     pooled, (low, high) = result["coverage90"]["pooled"], result["coverage90"]["interval"]
     console.print(
         f"90 % intervals hold {pooled:.1%} of the truths ({low:.1%} to {high:.1%} if others had been drawn); "
         f"{result['settled']} of {truths} fits say that they have converged; {result['seconds']:.0f} s each (median)"
     )
-    console.print(f"kept: {_plain(str(folder))}")
-
-
-def _summarise(directory: Path, verb: str, console: Console) -> None:
-    """Say in a few lines what a run found."""
-    from sim2real.run_directory import read_json
-
-    def result(name: str) -> Any:
-        return read_json(directory / "stages" / f"{name}.json")["result"]
-
-    if verb == "identify":
-        console.print(_parameter_table(result("identify")["parameters"]))
-        told = result("identify")["evidence"]
-        console.print(
-            f"mean error {told['mean_absolute_error']:.2g} rad or m, in windows of {told['window']:.3g} s "
-            f"({told['windows']} of them)"
-        )
-        for finding in result("identify").get("findings", ()):
-            console.print(f"• \\[{finding['code']}] {_plain(finding['what'])}")
-            console.print(f"  {_plain(finding['remedy'])}")
-        console.print(f"posterior: {_plain(str(directory / 'posterior'))}")
-        robot = result("identify").get("robot_file", "not written")
-        console.print(f"robot file: {_plain(robot if robot.startswith('not written') else str(directory / robot))}")
-        console.print(f"report: {_plain(str(directory / 'identification.html'))}")
-    elif verb == "finetune":
-        told = result("finetune")
-        console.print(_finetune_table(told))
-        for name, error in told["tried"].items():
-            console.print(f"{_plain(name):>11}: error {error:.3g} on stretches of time it was not tuned on")
-        if told["forgetting"]:
-            before, after = (f"{told['forgetting'][k]:.3g}" for k in ("before", "after"))
-            console.print(f"error on replayed simulations, relative to how far the robot gets: {before}, now {after}")
-        console.print(f"fine-tuning ({_plain(told['method'])}) {_plain(told['reason'])}")
-        console.print(f"model: {_plain(str(directory / 'model' / 'finetuned'))}")
-        console.print(f"report: {_plain(str(directory / 'finetuning.html'))}")
-    elif verb == "control":
-        found = result("control")
-        for name, value in found.get("returns", {}).items():
-            words = f", {CONTROLLERS[name]}" if name in CONTROLLERS else ""
-            console.print(f"{name:>9}: mean {found['measure']} {value:.3f} (0 to 1){words}")
-        for name, reasons in found.get("safety", {}).items():
-            told = ", ".join(f"{reason} {many}" for reason, many in reasons.items()) or "never"
-            console.print(f"{name:>9}: the safety filter stepped in: {told}")
-        for name, share in found.get("backed_off", {}).items():
-            console.print(f"{name:>9}: backed off in {share:.1%} of the periods")
-        if found.get("loop"):
-            console.print(f"real time: {_plain(_clock(found['loop']))}")
-            if "failed" not in found["loop"]:
-                console.print(f"recording: {_plain(str(directory / 'loop' / 'logs'))}")
-        if "not_applicable" in found:
-            console.print(f"not applicable: {_plain(found['not_applicable'])}")
-    else:
-        console.print(_score_table(result("evaluate")["scores"]))
-    if verb == "run":
-        from sim2real.report import findings
-
-        for line in findings(read_json(directory / "metrics.json")):
-            console.print(f"• {_plain(line)}")
-        console.print(f"report: {_plain(str(directory / 'report.html'))}")
-
-
-def _parameter_table(parameters: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table("parameter", "value", "90 % interval", "unit", "prior", box=None, pad_edge=False)
-    for name, p in parameters.items():
-        low, high = p["interval90"]
-        table.add_row(name, f"{p['mean']:.4g}", f"{low:.4g} to {high:.4g}", p["unit"], _plain(p["prior"]))
-    return table
-
-
-def _clock(told: dict[str, Any]) -> str:
-    """Return what the clock said of a control loop, in words."""
-    if "failed" in told:
-        return f"given up: {told['failed']}; a safety filter (control.safety) would have braked and gone on"
-    words = (
-        f"{told['periods']} periods at {told['rate_hz']:.3g} Hz, {told['missed']} late by a tenth or more; command "
-        f"after {told['command_ms_p50']:.2g} ms, 99 % within {told['command_ms_p99']:.2g} ms; plan before followed "
-        f"{told['followed']} times; mean closeness to the goal {told['closeness']:.3f}"
-    )
-    if told["followed"] > LATE * told["periods"]:
-        words += (
-            " (plans come too late for this rate: fewer candidates or iterations, a shorter horizon, a quiet machine)"
-        )
-    if told["safety"]:
-        words += "; safety filter: " + ", ".join(f"{reason} {many}" for reason, many in told["safety"].items())
-    return words
-
-
-def _finetune_table(told: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table("seconds ahead", "held-out CRPS before", "after", box=None, pad_edge=False)
-    for horizon, before in told["crps"]["before"].items():
-        after = told["crps"]["after"][horizon]
-        table.add_row(horizon, f"{before:.3g}", f"{after:.3g} ({100 * (after / before - 1):+.0f} %)")
-    return table
-
-
-def _score_table(scores: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table("recording", "predictor", "mean NRMSE", "CRPS", "90 % coverage", box=None, pad_edge=False)
-    for split in ("test", "shift"):
-        for recording, rows in scores.get(split, {}).items():
-            for k, (name, s) in enumerate(rows.items()):
-                table.add_row(
-                    _plain(recording) if k == 0 else "",
-                    name,
-                    f"{s['mean_nrmse']:.4f}",
-                    f"{s['crps']:.4f}",
-                    f"{s['coverage90']:.2f}",
-                )
-    return table
+    console.print(f"kept: {plain(str(folder))}")
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> None:
@@ -411,9 +285,9 @@ def _sweep(options: argparse.Namespace, console: Console) -> None:
     from sim2real.sweep import sweep
 
     recipe = load_recipe(options.recipe, options.overrides)
-    found = sweep(recipe, options.output, again=options.again, say=lambda line: console.print(_plain(line)))
+    found = sweep(recipe, options.output, again=options.again, say=lambda line: console.print(plain(line)))
     console.print(f"best validation score {found.best_score:.5g}, unswept {found.baseline_score:.5g}")
-    console.print(f"best recipe: {_plain(str(found.best_recipe))}")
+    console.print(f"best recipe: {plain(str(found.best_recipe))}")
 
 
 def _learn(options: argparse.Namespace, console: Console) -> None:
@@ -433,7 +307,7 @@ def _learn(options: argparse.Namespace, console: Console) -> None:
             hidden=tuple(options.hidden),
             seed=options.seed,
             again=options.again,
-            say=lambda line: status.update(_plain(line)),
+            say=lambda line: status.update(plain(line)),
         )
     console.print(f"on {len(found.held_out)} recordings that were not learned from:")
     table = Table("steps", "seconds", "error, 1 = no change", "90 % holds", "by chance", box=None, pad_edge=False)
@@ -442,12 +316,12 @@ def _learn(options: argparse.Namespace, console: Console) -> None:
         low, high = row["coverage90_interval"]
         worst = f"{row['worst']}: {row['coverage90_by_channel'][row['worst']]:.0%}"
         told = (f"{row['seconds']:.3g}", f"{row['nrmse']:.4f}", f"{row['coverage']['0.9']:.0%}")
-        table.add_row(str(row["steps"]), *told, f"{low:.0%} to {high:.0%}", _plain(worst))
+        table.add_row(str(row["steps"]), *told, f"{low:.0%} to {high:.0%}", plain(worst))
     console.print(table)
     if found.outcomes:
-        errors = ", ".join(f"{_plain(name)} {error:.4f}" for name, error in found.outcomes.items())
+        errors = ", ".join(f"{plain(name)} {error:.4f}" for name, error in found.outcomes.items())
         console.print(f"what a step brings, error (1 = foretelling its mean): {errors}")
-    console.print(f"model: {_plain(str(options.output / 'model'))}")
+    console.print(f"model: {plain(str(options.output / 'model'))}")
 
 
 def _parameters(options: argparse.Namespace, console: Console) -> None:
@@ -477,11 +351,11 @@ def _parameters(options: argparse.Namespace, console: Console) -> None:
         shape = f"({len(parts)},)" if parts != [name] else ""
         found_units = list(dict.fromkeys(units[part] for part in parts))
         text = list(dict.fromkeys(effects[part] for part in parts))
-        table.add_row(_plain(name), shape, values, ", ".join(u or "1" for u in found_units), "; ".join(text))
+        table.add_row(plain(name), shape, values, ", ".join(u or "1" for u in found_units), "; ".join(text))
     console.print(table)
     console.print(
         f"{len(nominal)} numbers. Components are name\\[0], name\\[1], ...; the name of a vector means all of them; * "
-        f"and ? match names.\nA starter recipe: sim2real parameters {_plain(options.target)} --yaml"
+        f"and ? match names.\nA starter recipe: sim2real parameters {plain(options.target)} --yaml"
     )
 
 
@@ -499,13 +373,13 @@ def _preview(options: argparse.Namespace, console: Console) -> None:
     from sim2real.preview import preview, recipe_target
 
     env = options.env or recipe_target(options.recipe)
-    with console.status(f"making {_plain(env)}") as status:
+    with console.status(f"making {plain(env)}") as status:
         rows = preview(
             env,
             options.recipe,
             steps=options.steps,
             seed=options.seed,
-            progress=lambda name: status.update(f"trying {_plain(name)} alone on {_plain(env)}"),
+            progress=lambda name: status.update(f"trying {plain(name)} alone on {plain(env)}"),
         )
     table = Table(box=None, pad_edge=False)
     for title in ("parameter", "drawn", "written to", "nominal", "5 %", "95 %", "unit", "effect"):
@@ -513,14 +387,14 @@ def _preview(options: argparse.Namespace, console: Console) -> None:
     for row in rows:
         effect = f"{row.effect:.2g}" if row.effect else "[red]none[/]"
         values = (f"{x:.4g}" for x in (row.nominal, row.low, row.high))
-        table.add_row(_plain(row.name), _plain(row.notation), str(len(row.targets)), *values, row.unit or "1", effect)
+        table.add_row(plain(row.name), plain(row.notation), str(len(row.targets)), *values, row.unit or "1", effect)
     console.print(table)
     console.print(
         "effect: how far the trajectories at 5 % and 95 % lie apart; 0.5 is as far as observations spread anyway"
     )
     without = [row.name for row in rows if not row.effect]
     if without:
-        console.print(f"[red]no effect[/] within {options.steps} steps of random actions: {_plain(', '.join(without))}")
+        console.print(f"[red]no effect[/] within {options.steps} steps of random actions: {plain(', '.join(without))}")
         console.print("--steps tries longer")
         if any(".friction" in name for name in without):
             console.print("of the frictions of two geoms in contact the larger counts: randomize that, or both")
