@@ -8,13 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-# What the controllers of a run are.
-CONTROLLERS = {
-    "fallback": "the fallback alone, no plan",
-    "before": "plans with a world model of the nominal simulator",
-    "after": "plans with this run's world model",
-    "oracle": "plans with a world model of the true parameters",
-}
 # Share of the periods in which plans may be late before it is worth a word.
 LATE = 0.05
 
@@ -58,9 +51,11 @@ def summarise(directory: Path, verb: str, console: Console) -> None:
         console.print(f"model: {plain(str(directory / 'model' / 'finetuned'))}")
         console.print(f"report: {plain(str(directory / 'finetuning.html'))}")
     elif verb == "control":
+        from sim2real.report.closed_loop import MEANING
+
         found = result("control")
         for name, value in found.get("returns", {}).items():
-            words = f", {CONTROLLERS[name]}" if name in CONTROLLERS else ""
+            words = f", {MEANING[name]}" if name in MEANING else ""
             console.print(f"{name:>9}: mean {found['measure']} {value:.3f} (0 to 1){words}")
         for name, reasons in found.get("safety", {}).items():
             told = ", ".join(f"{reason} {many}" for reason, many in reasons.items()) or "never"
