@@ -221,9 +221,10 @@ class Ready:
             return cls(fallback_of(setup), observer, setup.recipe.model.timestep, setup.recipe.model.history, 0)
         config = model.config
         estimator = observer if model.encoder is None else model.encoder.estimator()
-        policy: Policy = planner(setup, model)
+        plans = planner(setup, model)
+        policy: Policy = plans
         if recipe.back_off is not None:
-            policy = BackOff(planner(setup, model), fallback_of(setup), controller.calm, ahead=recipe.back_off.ahead)
+            policy = BackOff(plans, fallback_of(setup), controller.calm, ahead=recipe.back_off.ahead)
         return cls(policy, estimator, config.timestep, config.history, config.lookback)
 
     def run(
