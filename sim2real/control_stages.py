@@ -168,9 +168,7 @@ def real_time_stage(
     )
     with contextlib.suppress(ImportError):  # tensorboard is an extra
         timing.write_curves(folder)
-    states = np.concatenate([timing.readings, np.gradient(timing.readings, period, axis=0)], 1)[None, 1:]
-    states = states[:, np.isfinite(states).all((0, 2))]
-    close = float(closeness(task_of(setup), states, period)[0])
+    close = closeness_as_read(task_of(setup), timing.readings, period, period)
     did = policy.interventions | told_of(policy) if isinstance(policy, SafetyFilter) else {}
     return {**timing.to_json(), "followed": apart.followed, "closeness": close, "safety": did}
 
@@ -178,6 +176,19 @@ def real_time_stage(
 def returns(run: Run, cost: Cost) -> Array:
     """Return how close to the goal of a cost each robot was on average, 0 to 1: (n,)."""
     return closeness(cost, run.states[:, 1:], float(run.time[1] - run.time[0]))
+
+
+def closeness_as_read(cost: Cost, positions: Array, spacing: float | Array, period: float) -> float:
+    """Return how close to its goal one robot was on average, 0 to 1, as it was read.
+
+    Args:
+        cost: with a goal.
+        positions: (T + 1, D) of the joints, as read [rad or m]; what is not finite is left out.
+        spacing: between readings, or their times (T + 1,) [s].
+        period: that they should be apart [s].
+    """
+    states = np.concatenate([positions, np.gradient(positions, spacing, axis=0)], 1)[None, 1:]
+    return float(closeness(cost, states[:, np.isfinite(states).all((0, 2))], period)[0])
 
 
 def save_runs(runs: Mapping[str, Run], path: Path) -> None:

@@ -16,13 +16,13 @@ import numpy as np
 from sim2real.calibration import Posterior
 from sim2real.calibration.evidence import OfReadings
 from sim2real.control import closed_loop
-from sim2real.control_stages import returns
+from sim2real.control_stages import closeness_as_read, returns
 from sim2real.controllers import fallback_of, guarded, limits_of, planner, start_positions, task_of, told_of
 from sim2real.dagger import Round, dagger
 from sim2real.episodes import Episode
 from sim2real.errors import RecipeError, SafetyError
 from sim2real.logs import read_logs
-from sim2real.planning import Policy, closeness
+from sim2real.planning import Policy
 from sim2real.preparation import Setup, prepare
 from sim2real.recipe import Recipe
 from sim2real.run_directory import read_json, write_json
@@ -116,11 +116,15 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
     curve, recordings = [], list[Episode]()
     for r in rounds:
         place = directory / f"round-{r.number:02d}"
-        recordings += read_logs(place / "logs")
-        here = [e for e in read_logs(place / "logs") if len(e.observed_at) > 1]
+        here = read_logs(place / "logs")
+        recordings += here
         point: dict[str, Any] = {
             "seconds": sum(e.duration for e in recordings),
-            "recorded": [recorded_closeness(setup, e) for e in here],
+            "recorded": [
+                closeness_as_read(task_of(setup), joint_positions(e, setup.channels), e.observed_at, e.period)
+                for e in here
+                if len(e.observed_at) > 1
+            ],
         }
         if settings.env is None:
             after = EnsembleDynamics.load(place / "model")
@@ -145,14 +149,6 @@ def go_round(recipe: Recipe, run: Path, progress: Callable[[str], None]) -> Roun
     }
     write_json(directory / "rounds.json", told_of_all)
     return Rounds(directory, rounds, found, curve)
-
-
-def recorded_closeness(setup: Setup, episode: Episode) -> float:
-    """Return how close to its goal the robot was on average in a recording, 0 to 1."""
-    positions = joint_positions(episode, setup.channels)
-    velocities = np.gradient(positions, episode.observed_at, axis=0)
-    states = np.concatenate([positions, velocities], 1)[None, 1:]
-    return float(closeness(task_of(setup), states, episode.period)[0])
 
 
 def require(recipe: Recipe) -> None:
