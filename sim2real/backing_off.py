@@ -133,8 +133,10 @@ class BackOff:
     """A `Policy` that follows a planner as far as its model can be believed, and a fallback beyond.
 
     Up to the alarm the plan is sent as it is. From there to one and a half of it the planner looks ever less far ahead,
-    down to a third of its horizon; from there to twice of it, ever less of the plan is sent and more of the fallback;
-    then the fallback alone. It goes back to the plan only after the alarm has stayed well below for a while.
+    down to a third of its horizon: that goes for disagreement as for surprise. Surprise alone takes the plan away: from
+    one and a half to twice of the alarm, ever less of the plan is sent and more of the fallback; then the fallback
+    alone. Members that disagree have seen little here, and the fallback need be no safer; a surprise has happened. It
+    goes back to the plan only after the alarm has stayed well below for a while.
 
     Args:
         planner: on an `EnsembleDynamics`.
@@ -181,7 +183,7 @@ class BackOff:
         self._doubts.reset()
         self.doubts: list[Array] = []
         self.shares: list[Array] = []
-        self._level: Array | None = None
+        self._sight, self._plan = (_Trust(self.release, self.hold) for _ in range(2))
         self.plan: Tensor | None = None
 
     def act(self, estimate: Estimate, t: float) -> Array:
@@ -189,9 +191,9 @@ class BackOff:
         if self._deadline is not None:
             # knowing doubts takes time, too
             self.planner.deadline = max(self._deadline - self._took, 0.0)
-        if self._level is not None:
+        if self._sight.left is not None:
             longest = self.planner.steps
-            self.planner.ahead = torch.as_tensor(np.ceil(longest * looked_ahead(self._level)).astype(int))
+            self.planner.ahead = torch.as_tensor(np.ceil(longest * looked_ahead(self._sight.left)).astype(int))
         wanted = self.planner.act(estimate, t)
         assert self.planner.plan is not None
         self.plan = self.planner.plan
@@ -201,7 +203,7 @@ class BackOff:
         if self.calm is None:
             self.shares.append(np.ones(len(wanted)))
             return wanted
-        share = self._share(self.calm.alarm(self.doubts[-1]))
+        share = self._share(self.doubts[-1], self.calm)
         self.shares.append(share)
         safe = self.fallback.act(estimate, t)
         sent = np.asarray(safe + share[:, None] * (wanted - safe))
@@ -210,14 +212,27 @@ class BackOff:
         self.plan = torch.where(as_planned, self.plan, torch.as_tensor(sent, dtype=self.plan.dtype)[:, None])
         return sent
 
-    def _share(self, alarm: Array) -> Array:
-        """Return how much of the plan to send (n,): twice the trust that is left, which has hysteresis."""
-        now = np.clip(2.0 - alarm, 0.0, 1.0)
-        if self._level is None:
-            self._level, self._below = np.ones(len(alarm)), np.zeros(len(alarm), int)
+    def _share(self, doubts: Array, calm: Calm) -> Array:
+        """Return how much of the plan to send (n,): twice the trust that surprise alone leaves."""
+        surprise = np.where(np.arange(doubts.shape[-1]) < doubts.shape[-1] // 2, 0.0, doubts)
+        self._sight.after(calm.alarm(doubts))
+        return np.minimum(2.0 * self._plan.after(calm.alarm(surprise)), 1.0)
+
+
+class _Trust:
+    """What is left of it: lost at once, from an alarm of one to twice of it, and regained after a while below."""
+
+    def __init__(self, release: float, hold: int) -> None:
+        self.release, self.hold = release, hold
+        self.left: Array | None = None
+
+    def after(self, alarm: Array) -> Array:
+        """Return what an alarm (n,) leaves: (n,) from zero to one."""
+        if self.left is None:
+            self.left, self._below = np.ones(len(alarm)), np.zeros(len(alarm), int)
         self._below = np.where(alarm < self.release, self._below + 1, 0)
-        self._level = np.where(self._below >= self.hold, 1.0, np.minimum(self._level, now))
-        return np.minimum(2.0 * self._level, 1.0)
+        self.left = np.where(self._below >= self.hold, 1.0, np.minimum(self.left, np.clip(2.0 - alarm, 0.0, 1.0)))
+        return self.left
 
 
 def looked_ahead(trust: Array) -> Array:

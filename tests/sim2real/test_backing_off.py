@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sim2real.backing_off import BackOff, Calm, Doubts, collected, looked_ahead
+from sim2real.backing_off import BackOff, Calm, Doubts, _Trust, collected, looked_ahead
 from sim2real.control import closed_loop
 from sim2real.errors import ModelError
 from sim2real.estimation import Estimate
@@ -102,16 +102,27 @@ def test_disagreement_grows_with_what_members_differ_in_and_surprise_does_not() 
     assert found[0, 1] == pytest.approx(0.05 / 4, abs=1e-6)  # 0.02 and 0.03 in the last two of four periods
 
 
-def test_more_doubt_sends_less_of_the_plan_and_waits_before_it_sends_more() -> None:
+def test_more_surprise_sends_less_of_the_plan_and_waits_before_it_sends_more() -> None:
     one = policy(Calm(np.ones(2), 1.0))
-    alarms = [0.5, 1.6, 1.25, 3.0, *[0.1] * 11]
-    shares = [float(one._share(np.array([a]))[0]) for a in alarms]
+    assert one.calm is not None
+    surprise = [0.5, 1.6, 1.25, 3.0, *[0.1] * 11]
+    shares = [float(one._share(np.array([[0.0, s]]), one.calm)[0]) for s in surprise]
     np.testing.assert_allclose(shares, [1.0, 0.8, 0.8, 0.0, *[0.0] * 9, 1.0, 1.0])
+
+
+def test_disagreement_shortens_the_horizon_and_takes_nothing_of_the_plan() -> None:
+    one = policy(Calm(np.ones(2), 1.0))
+    assert one.calm is not None
+    for disagreement, sight in ((0.5, 1.0), (1.25, 2 / 3), (9.0, 1 / 3)):
+        assert one._share(np.array([[disagreement, 0.1]]), one.calm) == 1.0
+        assert one._sight.left is not None
+        np.testing.assert_allclose(looked_ahead(one._sight.left), [sight])
 
 
 def test_before_it_sends_less_it_looks_less_far_ahead() -> None:
     one = policy(Calm(np.ones(2), 1.0))
-    looked = [looked_ahead(one._level) for a in (0.5, 1.25, 1.5, 3.0) if one._share(np.array([a])) is not None]
+    trust = _Trust(0.7, 10)
+    looked = [looked_ahead(trust.after(np.array([alarm]))) for alarm in (0.5, 1.25, 1.5, 3.0)]
     np.testing.assert_allclose(np.concatenate(looked), [1.0, 2 / 3, 1 / 3, 1 / 3])
     # what lies beyond does not count: at the end of six steps the goal is near, in the first two it costs to go there
     judged = Objective(OfStates(integrator()), COST)
@@ -134,7 +145,9 @@ def test_before_it_sends_less_it_looks_less_far_ahead() -> None:
 def test_the_fallback_is_all_there_is_where_nothing_can_be_believed() -> None:
     sure = policy(Calm(np.full(2, 1e-9), 1e-9))
     estimate = Estimate(np.array([[0.3, 0.8]]), np.zeros((1, 1, 1)))
-    np.testing.assert_allclose(sure.act(estimate, 0.0), Damping(1.0, LIMIT).act(estimate, 0.0))
+    # it stays where it is, at speed: that surprises from the third period on
+    sent = [sure.act(estimate, 0.1 * k) for k in range(3)]
+    np.testing.assert_allclose(sent[-1], Damping(1.0, LIMIT).act(estimate, 0.0))
 
 
 def test_the_threshold_is_that_of_split_conformal_calibration() -> None:
