@@ -36,7 +36,7 @@ def leave_to_engine(robot: PlantModel, chain: Chain, timestep: float) -> tuple[P
     Raises:
         ParameterError: the file limits forces already, or has actuators that are no motors.
     """
-    if not chain.native or not isinstance(robot, RobotModel):
+    if not chain.native or not isinstance(robot, RobotModel) or robot.engine != "mujoco":
         return robot, chain
     spec = load_spec(robot.name)
     spec.option.timestep = timestep

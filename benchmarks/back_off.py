@@ -10,8 +10,8 @@ Ten starts each, 5 s. A run fails when the robot leaves its envelope: positions 
 as all is well. The rows:
 
 - `none`: the planner alone. `oracle`: knows of the shift, and only brakes from the beginning.
-- `disagreement`: only looks less far ahead where members disagree. `surprise`: backs off where they were wrong about what
-  has just happened.
+- `disagreement`: only looks less far ahead where members disagree. `surprise`: backs off where they were wrong about
+  what has just happened.
 - `recalibrated`: both, as `BackOff` has it. Each threshold was calibrated on forty calm runs.
 
 `auroc`: of the largest alarm of a run of the planner alone, before it failed, telling shifted runs from calm ones, and

@@ -39,7 +39,7 @@ class MujocoFields:
 
     @cached_property
     def _table(self) -> Table:
-        table = Table.of(self.model)
+        table = self._table_of(self.model)
         owner = {(p.field, p.index): name for name, address in self._stages.items() for p in address.places}
         for name, address in list(table.addresses.items()):
             taken = [owner[p.field, p.index] for p in address.places if (p.field, p.index) in owner]
@@ -48,6 +48,10 @@ class MujocoFields:
                 table.silent[name] = f"it is {taken[0]}, which is native"
         table.addresses |= self._stages
         return table
+
+    def _table_of(self, model: Any) -> Table:
+        """Return what the engine has."""
+        return Table.of(model)
 
     @property
     def addresses(self) -> dict[str, Address]:

@@ -34,6 +34,9 @@ class RobotModel:
         RobotError: the file does not exist or does not parse, or a joint is neither a hinge nor a slide.
     """
 
+    # What simulates it.
+    engine = "mujoco"
+
     def __init__(
         self,
         source: str | Path,
@@ -118,8 +121,17 @@ def load_mujoco(source: str | Path) -> mujoco.MjModel:
     Raises:
         RobotError: the file does not exist or does not parse.
     """
+    return compiled(load_spec(source), source)
+
+
+def compiled(spec: mujoco.MjSpec, source: str | Path) -> mujoco.MjModel:
+    """Compile a description.
+
+    Raises:
+        RobotError: it does not compile; the source is named.
+    """
     try:
-        return load_spec(source).compile()
+        return spec.compile()
     except ValueError as error:
         raise _unreadable(source, error) from None
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import array_api_compat
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from sim2real.errors import ParameterError
 from sim2real.randomization.parameters import Array
-from sim2real.randomization.vector.env import MujocoVectorEnv
+from sim2real.randomization.vector.conventions import PlantsVectorEnv
 from sim2real.randomization.wrappers import appended_space, names_to_append
 
 
 class AppendParametersVector(gym.vector.VectorWrapper[Any, Any, Any]):
-    """`AppendParameters` for the vector environments of `make_vec` on MuJoCo: privileged observations for n at once.
+    """`AppendParameters` for the batches of `make_vec`, on MuJoCo or Genesis: privileged observations for n at once.
 
     Args:
         envs: with randomized parameters.
@@ -35,9 +36,9 @@ class AppendParametersVector(gym.vector.VectorWrapper[Any, Any, Any]):
     def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], names: Sequence[str] = ()) -> None:
         super().__init__(envs)
         base = envs.unwrapped
-        if not isinstance(base, MujocoVectorEnv):
+        if not isinstance(base, PlantsVectorEnv):
             raise ParameterError(
-                f"{envs} is not a batch of MuJoCo plants: wrap each of its environments in AppendParameters instead"
+                f"{envs} is not a batch of plants: wrap each of its environments in AppendParameters instead"
             )
         self._randomizer = base.randomizer
         self.names = names_to_append((names,) if isinstance(names, str) else names, self._randomizer.names)
@@ -55,9 +56,15 @@ class AppendParametersVector(gym.vector.VectorWrapper[Any, Any, Any]):
             last = infos["final_info"]["parameters"]
             for i in np.flatnonzero(infos["_final_obs"]):
                 values = [last[name][i] for name in self.names]
-                infos["final_obs"][i] = np.concatenate([infos["final_obs"][i], values])
+                infos["final_obs"][i] = _joined(infos["final_obs"][i], np.array(values))
         return self._append(observations), rewards, terminated, truncated, infos
 
-    def _append(self, observations: Array) -> Array:
-        values = np.stack([self._randomizer.in_force[name] for name in self.names], -1)
-        return np.concatenate([observations, values.astype(observations.dtype)], 1)
+    def _append(self, observations: Any) -> Any:
+        return _joined(observations, np.stack([self._randomizer.in_force[name] for name in self.names], -1))
+
+
+def _joined(observation: Any, values: Array) -> Any:
+    """Return an array or tensor (..., O) and values (..., P) beside each other."""
+    xp = array_api_compat.array_namespace(observation)
+    device = array_api_compat.device(observation)
+    return xp.concat([observation, xp.asarray(values, dtype=observation.dtype, device=device)], axis=-1)

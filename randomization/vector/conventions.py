@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from sim2real.adapters import Chain
-from sim2real.adapters.chain import plain
+from sim2real.adapters.stage import plain
 from sim2real.errors import ParameterError
 from sim2real.randomization.env_parameters import JoinedStore, require_finite_actions
 from sim2real.randomization.initial_state import InitialState, mujoco_state_units
@@ -32,9 +32,8 @@ Values = Any
 class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     """n environments of one `Task` on some engine, which a subclass brings.
 
-    `info["parameters"]` holds what is in force, as `{name: (n,)}`; `reset(options={"parameters": {name: value}})` forces
-    values, a number or (n,) each. Masks, parameters and whatever else is in infos beside values of the task are arrays
-    of numpy.
+    `info["parameters"]` holds what is in force, as `{name: (n,)}`; `reset(options={"parameters": {name: value}})`
+    forces values, a number or (n,) each. Masks and parameters in infos are arrays of numpy.
 
     Args:
         task: what is observed and rewarded.
@@ -44,9 +43,13 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
 
     Attributes:
         randomizer: what draws parameters.
+        elapsed: (n,) control steps of the present episodes so far.
+        takes_tensors: whether actions may be tensors on a device.
     """
 
     randomizer: Randomizer
+    plants: Any
+    takes_tensors = False
     _store: ParameterStore
 
     def __init__(self, task: Task, num_envs: int, max_episode_steps: int, autoreset_mode: str | AutoresetMode) -> None:
@@ -63,7 +66,7 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._rngs: list[np.random.Generator] = []
         self._streams: dict[str, list[np.random.Generator]] = {}
         self._seeds: list[int] = []
-        self._elapsed = np.zeros(num_envs, int)
+        self.elapsed = np.zeros(num_envs, int)
         self._done = np.zeros(num_envs, bool)
         self._begun = np.zeros(num_envs, bool)
         self._all = np.ones(num_envs, bool)
@@ -91,12 +94,12 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             from sim2real.adapters.wrappers import readings, sensors
 
             chain: Chain = sensors(perception)
-            width, self.single_observation_space = readings(task.observation_space, chain)
+            width, self.single_observation_space = readings(self.single_observation_space, chain)
             self._sensors = chain.bind(n, width, task.dt, like=like)
             self._wide = np.float64 if like is None else None
             self._store = JoinedStore((self._store, self._sensors))
         self.observation_space = batch_space(self.single_observation_space, n)
-        self._reading = self._given(np.zeros(self.observation_space.shape or (), task.observation_space.dtype))
+        self._reading = self._given(np.zeros(self.observation_space.shape or (), self.single_observation_space.dtype))
         self.randomizer = Randomizer(parse_randomizations(parameters), self._store, n, task.dt)
         self._initial = InitialState(initial_state, mujoco_state_units(task.model)) if initial_state else None
         self._push: PushSchedule | None = None
@@ -130,8 +133,12 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         return array
 
     def _starts(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the positions (k, nq) and velocities (k, nv) of the task that the episodes of plants begin in."""
-        both = [self.task.initial(self._rngs[i]) for i in rows]
+        """Return the positions (k, nq) and velocities (k, nv) that episodes of plants begin in; draw their goals."""
+        both = []
+        for i in rows:
+            both.append(self.task.initial(self._rngs[i]))
+            if self.task.goals:
+                self.plants.goal[i] = self._given(self.task.goal(self._rngs[i]))
         return np.stack([q for q, _ in both]), np.stack([v for _, v in both])
 
     def _drawn(
@@ -236,7 +243,7 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._place(mask, rows)
         if self._push is not None:
             self._push.begin(self._streams["push"], mask)
-        self._elapsed[rows] = 0
+        self.elapsed[rows] = 0
         out = {}
         for key, value in self._reset_info(rows).items():
             xp = array_api_compat.array_namespace(value)
@@ -284,7 +291,7 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def _truncations(self) -> Mask:
         if not self.max_episode_steps:
             return np.zeros(self.num_envs, bool)
-        return np.asarray(self._elapsed >= self.max_episode_steps)
+        return np.asarray(self.elapsed >= self.max_episode_steps)
 
     def _step_some(self, actions: Values, going: Mask) -> tuple[Values, Values, Values, Values, dict[str, Any]]:
         """NEXT_STEP: the environments that are not `going` begin an episode instead."""

@@ -73,7 +73,7 @@ class MujocoVectorEnv(PlantsVectorEnv):
             if motors is not None:
                 motors.lift_range(model)
         self.batch = Batch(model, num_envs, threads or available_threads(), persistent=task.contact_forces)
-        self.plants = Plants(self.batch, task.fields, task.contact_forces)
+        self.plants = Plants(self.batch, task.fields, task.contact_forces, task.goals)
         self._store: ParameterStore = MujocoParameters(
             MujocoFields(model, name or "the model", stages), BatchModels(self.batch)
         )
@@ -112,7 +112,7 @@ class MujocoVectorEnv(PlantsVectorEnv):
         """Step the environments in `going`, all if None; what is returned of the others means nothing."""
         mask = np.ones(self.num_envs, bool) if going is None else going
         if self.randomizer.moving:
-            self.randomizer.advance(self._streams["dynamics"], mask & (self._elapsed > 0))
+            self.randomizer.advance(self._streams["dynamics"], mask & (self.elapsed > 0))
         if self._push is not None:
             self.batch.bind("xfrc_applied")[:, self._pushed] = self._push.next(self._streams["push"], mask)
         before = self.task.before(self.plants)
@@ -123,7 +123,7 @@ class MujocoVectorEnv(PlantsVectorEnv):
         else:
             delivered = self._execute(self._chain, actions.astype(float), going, ids)
         self.plants.after_step(mask)
-        self._elapsed += mask
+        self.elapsed += mask
         observation = self.task.observe(self.plants, slice(None))
         reward, terminated, infos = self.task.outcome(self.plants, before, actions, observation)
         if self._chain is not None:

@@ -13,6 +13,7 @@ from sim2real.randomization.pushes import check_push
 from sim2real.randomization.randomization import Randomizations
 from sim2real.randomization.vector.env import MujocoVectorEnv
 from sim2real.randomization.vector.gymnasium_tasks import task_for
+from sim2real.randomization.vector.robot_tasks import ROBOT_TASKS, robot_task
 from sim2real.randomization.vector.task import Task
 from sim2real.randomization.wrappers import Push, RandomizeDynamics, RandomizeInitialState
 
@@ -27,18 +28,19 @@ def make_vec(
     execution: Sequence[Mapping[str, Any]] = (),
     perception: Sequence[Mapping[str, Any]] = (),
     autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-    vectorization: Literal["fastest", "batch", "sync", "async"] = "fastest",
+    vectorization: Literal["fastest", "batch", "genesis", "sync", "async"] = "fastest",
     threads: int = 0,
     max_episode_steps: int = 0,
     **kwargs: Any,
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Make a randomized vector environment.
 
-    Gymnasium's MuJoCo v5 environments and tasks of one's own run on `mujoco.batch.Batch`; all others are wrapped one by
-    one and run in Gymnasium's sync or async vector environment.
+    Gymnasium's MuJoCo v5 environments, robot tasks and tasks of one's own run on `mujoco.batch.Batch`, or, of tasks of
+    tensors, on Genesis; all others are wrapped one by one and run in Gymnasium's sync or async vector environment.
 
     Args:
-        env: the id of an environment, or a `Task` such as a `FunctionTask`.
+        env: the id of an environment, the name of a robot task (`pendulum`, `cartpole`, `franka_reach`, `go2_walk`), or
+            a `Task` such as a `FunctionTask`.
         num_envs: number of environments.
         parameters: what is randomized, and when; see `parse_randomizations`.
         initial_state: as for `RandomizeInitialState`.
@@ -46,7 +48,8 @@ def make_vec(
         execution: stages between actions and plant, as for `ExecutionGap`.
         perception: stages between plant and observations, as for `PerceptionGap`.
         autoreset_mode: of Gymnasium.
-        vectorization: "batch", "sync" or "async", or "fastest" for batch where there is one and sync elsewhere.
+        vectorization: "batch", "genesis", "sync" or "async", or "fastest" for batch where there is one and sync
+            elsewhere.
         threads: for the batch; 0 means all the cores of this process.
         max_episode_steps: control steps after which an episode is truncated; 0 for what the id is registered with.
         **kwargs: of `gymnasium.make`.
@@ -68,10 +71,22 @@ def make_vec(
         "execution": execution,
         "perception": perception,
     }
+    if isinstance(env, str) and env in ROBOT_TASKS:
+        env = robot_task(env)
     if isinstance(env, Task):
-        if kwargs or vectorization not in ("fastest", "batch"):
+        if kwargs or vectorization not in ("fastest", "batch", "genesis"):
             given = next(iter(kwargs), "vectorization")
             raise ParameterError(f"a task of one's own runs as a batch, and takes no {given!r}; it does not render")
+        if vectorization == "genesis":
+            from sim2real.randomization.genesis import GenesisVectorEnv
+
+            return GenesisVectorEnv(
+                env,  # type: ignore[arg-type]
+                num_envs,
+                autoreset_mode=autoreset_mode,
+                max_episode_steps=max_episode_steps,
+                **arguments,
+            )
         return MujocoVectorEnv(
             env,
             num_envs,
@@ -80,8 +95,10 @@ def make_vec(
             max_episode_steps=max_episode_steps,
             **arguments,
         )
+    if vectorization == "genesis":
+        raise ParameterError(f"{env} has no task for Genesis; those that have: {', '.join(ROBOT_TASKS)}")
     if vectorization not in ("fastest", "batch", "sync", "async"):
-        raise ParameterError(f"vectorization is fastest, batch, sync or async, found {vectorization!r}")
+        raise ParameterError(f"vectorization is fastest, batch, genesis, sync or async, found {vectorization!r}")
     if max_episode_steps:
         kwargs["max_episode_steps"] = max_episode_steps
     if vectorization in ("fastest", "batch"):

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from sim2real.adapters.stage import plain
 from sim2real.errors import ParameterError, require
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def to_stable_baselines(envs: gym.vector.VectorEnv[Any, Any, Any]) -> VecEnv:
             self.reset_infos = [_single(infos, i) for i in range(self.num_envs)]
             self._reset_seeds()
             self._reset_options()
-            return observations
+            return plain(observations)
 
         def _given(self) -> Any:
             seeds = [None if s is None else int(s) for s in self._seeds]
@@ -66,14 +67,15 @@ def to_stable_baselines(envs: gym.vector.VectorEnv[Any, Any, Any]) -> VecEnv:
 
         def step_wait(self) -> Any:
             observations, rewards, terminated, truncated, infos = envs.step(self._actions)
+            terminated, truncated = plain(terminated), plain(truncated)
             done = terminated | truncated
             singles: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
             for i in np.flatnonzero(done).tolist():
                 singles[i] = _single(infos["final_info"], i)
-                singles[i]["terminal_observation"] = infos["final_obs"][i]
+                singles[i]["terminal_observation"] = plain(infos["final_obs"][i])
                 singles[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
                 self.reset_infos[i] = _single(infos, i)
-            return observations, np.asarray(rewards, np.float32), done, singles
+            return plain(observations), np.asarray(plain(rewards), np.float32), done, singles
 
         def close(self) -> None:
             envs.close()

@@ -764,7 +764,7 @@ def test_the_wrappers_for_single_environments_say_what_to_use_instead() -> None:
         ({"push": {"body": "torsoo", "force": "1"}}, "did you mean torso"),
         ({"initial_state": {"dynamics.rootz.initial_positio": "+1"}}, "rootz.initial_position"),
         ({"execution": [{"stage": "drive", "output": "V"}]}, "in V, but a motor takes an effort"),
-        ({"vectorization": "batched"}, "fastest, batch, sync or async"),
+        ({"vectorization": "batched"}, "fastest, batch, genesis, sync or async"),
         ({"render_mode": "rgb_array"}, "does not render"),
     ],
 )

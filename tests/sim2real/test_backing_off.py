@@ -120,7 +120,6 @@ def test_disagreement_shortens_the_horizon_and_takes_nothing_of_the_plan() -> No
 
 
 def test_before_it_sends_less_it_looks_less_far_ahead() -> None:
-    one = policy(Calm(np.ones(2), 1.0))
     trust = _Trust(0.7, 10)
     looked = [looked_ahead(trust.after(np.array([alarm]))) for alarm in (0.5, 1.25, 1.5, 3.0)]
     np.testing.assert_allclose(np.concatenate(looked), [1.0, 2 / 3, 1 / 3, 1 / 3])

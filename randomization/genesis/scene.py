@@ -1,0 +1,327 @@
+"""A scene of Genesis with n plants of one robot, in MuJoCo's order of joints and bodies; lent to one owner."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim2real.errors import NonFiniteError, ParameterError, RobotError, require
+from sim2real.randomization.parameters import Array
+
+if TYPE_CHECKING:
+    import mujoco
+    import torch
+
+Rows = NDArray[np.intp]
+# By MuJoCo's numbers.
+_INTEGRATORS = {0: "Euler", 3: "implicitfast"}
+
+
+def started() -> Any:
+    """Return the module `genesis`, started: on a GPU where torch finds one, otherwise on the CPU; single precision.
+
+    Nothing is seeded. A Genesis that was started already is taken as it is.
+
+    Raises:
+        MissingExtraError: Genesis is not installed.
+    """
+    import torch
+
+    gs = require("genesis", "genesis")
+    if not gs._initialized:
+        backend = gs.gpu if torch.cuda.is_available() else gs.cpu
+        gs.init(backend=backend, precision="32", logging_level="error")
+    return gs
+
+
+def described(spec: mujoco.MjSpec) -> str:
+    """Return a robot as MJCF with every body, joint and geom named, so that both engines know them by one name.
+
+    The names are those that the table of parameters gives: `body3`, `joint0`. Meshes are given with full paths.
+    """
+    spec = spec.copy()
+    model = spec.compile()
+    for kind, many in (("body", model.nbody), ("joint", model.njnt), ("geom", model.ngeom)):
+        for k, one in enumerate(getattr(spec, "bodies" if kind == "body" else f"{kind}s")[:many]):
+            if not one.name:
+                one.name = f"{kind}{k}"
+    spec.meshdir = str((Path(spec.modelfiledir) / spec.meshdir).resolve())
+    spec.texturedir = str((Path(spec.modelfiledir) / spec.texturedir).resolve())
+    spec.compile()
+    return str(spec.to_xml())
+
+
+class Scene:
+    """n plants of one robot in Genesis.
+
+    Args:
+        spec: the robot.
+        n: number of plants.
+        timestep: length of a substep [s].
+
+    Attributes:
+        model: the robot, compiled by MuJoCo, whose order of joints, bodies and actuators holds here, too.
+        entity, solver: Genesis' own.
+        gear, gain, bias, force_range: (n, U), (n, U), (n, U, 3), (n, U, 2) of the actuators, tensors; see `drive`.
+
+    Raises:
+        RobotError: Genesis cannot read the robot, or reads it otherwise than MuJoCo.
+    """
+
+    def __init__(self, spec: mujoco.MjSpec, n: int, timestep: float) -> None:
+        import torch
+
+        gs = started()
+        xml = described(spec)
+        self.n, self.timestep, self.model = n, timestep, _compiled(spec)
+        self._refuse_what_differs()
+        self._scene = gs.Scene(
+            sim_options=gs.options.SimOptions(dt=timestep, gravity=tuple(self.model.opt.gravity)),
+            rigid_options=gs.options.RigidOptions(
+                dt=timestep,
+                gravity=tuple(self.model.opt.gravity),
+                integrator=getattr(gs.integrator, _INTEGRATORS[int(self.model.opt.integrator)]),
+                enable_mujoco_compatibility=True,
+                friction_cone=gs.friction_cone.elliptic if self.model.opt.cone else gs.friction_cone.pyramidal,
+                impratio=float(self.model.opt.impratio),
+                enable_collision=not _disabled(self.model, "CONTACT"),
+                batch_links_info=True,
+                batch_joints_info=True,
+                batch_dofs_info=True,
+            ),
+            show_viewer=False,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "robot.xml"
+            file.write_text(xml)
+            try:
+                self.entity = self._scene.add_entity(gs.morphs.MJCF(file=str(file), visualization=False, align=False))
+                self._scene.build(n_envs=n)
+            except gs.GenesisException as error:
+                raise RobotError(f"Genesis does not take the robot: {error}") from error
+        self.solver = self._scene.sim.rigid_solver
+        joints = {joint.name: joint for joint in self.entity.joints}
+        names = [self.model.joint(k).name or f"joint{k}" for k in range(self.model.njnt)]
+        bodies = [self.model.body(k).name or f"body{k}" for k in range(self.model.nbody)]
+        links = {link.name: link.idx_local for link in self.entity.links}
+        missing = [name for name in (*names, *bodies[1:]) if name not in joints and name not in links]
+        if missing:
+            raise RobotError(f"Genesis merges or drops {', '.join(missing)}, which MuJoCo keeps")
+        self.dofs = np.array([d for name in names for d in joints[name].dofs_idx_local], int)
+        self.qs = np.array([q for name in names for q in joints[name].qs_idx_local], int)
+        self.links = np.array([links.get(name, 0) for name in bodies], int)
+        self.geoms = self._matched_geoms()
+        self._back_dofs, self._back_qs = np.argsort(self.dofs), np.argsort(self.qs)
+        self._dof_order = None if (self.dofs == np.arange(len(self.dofs))).all() else torch.as_tensor(self.dofs)
+        self._q_order = None if (self.qs == np.arange(len(self.qs))).all() else torch.as_tensor(self.qs)
+        self.device, self.dtype = gs.device, gs.tc_float
+        m = self.model
+        self._driven = self.dofs[m.jnt_dofadr[m.actuator_trnid[:, 0]]].tolist()
+        endless = np.where(m.actuator_forcelimited[:, None] != 0, m.actuator_forcerange, [-np.inf, np.inf])
+        self.gear, self.gain = self._each(m.actuator_gear[:, 0]), self._each(m.actuator_gainprm[:, 0])
+        self.bias, self.force_range = self._each(m.actuator_biasprm[:, :3]), self._each(endless)
+        limited = m.actuator_ctrllimited[:, None] != 0
+        self._control_range = self.tensor(np.where(limited, m.actuator_ctrlrange, [-np.inf, np.inf]))
+        self._servos = bool(m.actuator_biasprm[:, :3].any())
+        self.drive()
+
+    def _each(self, value: Array) -> torch.Tensor:
+        import torch
+
+        one = torch.as_tensor(np.asarray(value), dtype=self.dtype, device=self.device)
+        return one.expand(self.n, *one.shape).clone()
+
+    def tensor(self, value: Any) -> torch.Tensor:
+        """Return an array as a tensor of the scene's device and precision."""
+        import torch
+
+        return torch.as_tensor(value, dtype=self.dtype, device=self.device)
+
+    def _refuse_what_differs(self) -> None:
+        """Refuse actuators that are computed in neither engine's way here."""
+        import mujoco
+
+        m, joint = self.model, int(mujoco.mjtTrn.mjTRN_JOINT)
+        fixed, plain = int(mujoco.mjtGain.mjGAIN_FIXED), int(mujoco.mjtDyn.mjDYN_NONE)
+        simple = (m.actuator_trntype == joint) & (m.actuator_gaintype == fixed) & (m.actuator_dyntype == plain)
+        simple &= m.actuator_biastype <= int(mujoco.mjtBias.mjBIAS_AFFINE)
+        if not simple.all():
+            k = int((~simple).argmax())
+            raise RobotError(
+                f"actuator {m.actuator(k).name or k}: on Genesis actuators are motors and servos at joints, without "
+                "activation and without tendons"
+            )
+        if len(set(m.actuator_trnid[:, 0].tolist())) < m.nu:
+            raise RobotError("two actuators drive one joint, which Genesis does not model")
+        if int(m.opt.integrator) not in _INTEGRATORS:
+            raise RobotError("Genesis integrates by Euler or implicitfast; the robot file asks for another method")
+        if m.ntendon:
+            raise RobotError(f"the robot has {m.ntendon} tendons, which Genesis does not model")
+
+    def _matched_geoms(self) -> dict[int, int]:
+        """Return where Genesis keeps the geoms that take part in contacts: MuJoCo's number -> the number there."""
+        import mujoco
+
+        found: dict[int, int] = {}
+        m, mesh = self.model, int(mujoco.mjtGeom.mjGEOM_MESH)
+        touching = (m.geom_contype != 0) | (m.geom_conaffinity != 0)
+        for body, link in enumerate(self.links):
+            mine = np.flatnonzero(touching & (m.geom_bodyid == body))
+            there = [geom.idx for geom in self.entity.links[link].geoms]
+            if len(mine) == len(there) and (m.geom_type[mine] != mesh).all():
+                found |= dict(zip(mine.tolist(), there, strict=True))
+        return found
+
+    def state(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return positions (n, Q) and velocities (n, V) [SI units]."""
+        q, v = self.entity.get_qpos(), self.entity.get_dofs_velocity()
+        return (
+            q if self._q_order is None else q[:, self._q_order],
+            v if self._dof_order is None else v[:, self._dof_order],
+        )
+
+    def set_state(self, positions: Any, velocities: Any, rows: Rows | None = None) -> None:
+        """Put plants, all or `rows`, into states (k, Q) and (k, V); what the engine remembers is forgotten."""
+        where = None if rows is None else self.indices(rows)
+        q, v = self.tensor(positions), self.tensor(velocities)
+        if self._q_order is not None:
+            q = q[:, self._back_qs]
+        if self._dof_order is not None:
+            v = v[:, self._back_dofs]
+        # Genesis takes all kinematics for up to date after those of some plants were: leave them to the next step
+        self.entity.set_qpos(q, envs_idx=where, zero_velocity=False, skip_forward=True)
+        self.entity.set_dofs_velocity(v, envs_idx=where, skip_forward=True)
+
+    def indices(self, rows: Rows) -> torch.Tensor:
+        """Return plants by number, as Genesis takes them."""
+        import torch
+
+        gs = started()
+        return torch.as_tensor(np.asarray(rows), dtype=gs.tc_int, device=self.device)
+
+    def within_range(self, control: torch.Tensor) -> torch.Tensor:
+        """Return controls (n, U) within the ranges of the robot file."""
+        import torch
+
+        return torch.maximum(torch.minimum(control, self._control_range[:, 1]), self._control_range[:, 0])
+
+    def wrench(self, body: int, wrenches: Array) -> None:
+        """Let forces and torques (n, 6) act on a body, at its centre of mass, for the next substep [N, N·m]."""
+        frame = started().link_ref_frame.link_COM
+        self.solver.apply_links_external_wrench(
+            self.tensor(wrenches[:, None, :3]),
+            self.tensor(wrenches[:, None, 3:]),
+            [int(self.links[body])],
+            ref=frame,
+        )
+
+    def step(self, control: torch.Tensor) -> None:
+        """Take one substep with the controls (n, U) of the actuators."""
+        if self._servos:
+            self.entity.control_dofs_position(control, self._driven)
+        else:
+            self.entity.control_dofs_force(self.gain * self.gear * control, self._driven)
+        try:
+            self._scene.step(update_visualizer=False, refresh_visualizer=False)
+        except started().GenesisException as error:
+            raise NonFiniteError(f"Genesis stopped: {error}") from error
+
+    def forces(self) -> torch.Tensor:
+        """Return the forces of the actuators (n, U) in the last substep, before their gears [N·m or N]."""
+        from genesis.utils.misc import qd_to_torch
+
+        applied: torch.Tensor = qd_to_torch(self.solver.dyn_state.dofs.qf_applied, transpose=True)
+        return applied[:, self._driven] / self.gear
+
+    def drive(self, rows: Rows | None = None) -> None:
+        """Let Genesis have what the actuators of plants, all or `rows`, are like now.
+
+        Raises:
+            ParameterError: Genesis has something else afterwards.
+        """
+        import torch
+
+        where = slice(None) if rows is None else self.indices(rows).long()
+        gear = self.gear[where]
+        bias = gear[..., None] * self.bias[where]
+        low, high = (gear * self.force_range[where][..., k] for k in range(2))
+        low, high = torch.minimum(low, high), torch.maximum(low, high)
+        at = {"dofs_idx_local": self._driven, "envs_idx": None if rows is None else self.indices(rows)}
+        wanted = [gear * self.gain[where], bias[..., 0], gear * bias[..., 1], gear * bias[..., 2], low, high]
+        self.entity.set_dofs_act_gain(wanted[0], **at)
+        self.entity.set_dofs_act_bias(*wanted[1:4], **at)
+        self.entity.set_dofs_force_range(low, high, **at)
+        there = [self.entity.get_dofs_act_gain(**at), *self.entity.get_dofs_act_bias(**at)]
+        there += self.entity.get_dofs_force_range(**at)
+        for what, mine, found in zip(
+            ("gain", "bias", "kp", "kv", "force range", "force range"), wanted, there, strict=True
+        ):
+            if not torch.allclose(mine, found, rtol=1e-5):
+                raise ParameterError(f"wrote a {what} of the actuators into Genesis that did not take effect")
+
+    def _compute(self) -> None:
+        """Compute what a step computes first, without the step: a step leaves that of the state before it."""
+        self.solver.update_forward_pos()
+        self.entity.set_dofs_velocity(self.entity.get_dofs_velocity())
+        self.solver._func_forward_dynamics()
+
+    def inertia(self) -> torch.Tensor:
+        """Return the joint space inertia (n, V, V) at the present state."""
+        self._compute()
+        found: torch.Tensor = self.entity.get_mass_mat()
+        return found if self._dof_order is None else found[:, self.dofs][:, :, self.dofs]
+
+    def bias_effort(self) -> torch.Tensor:
+        """Return the effort that gravity, springs and motion ask for at the present state (n, V)."""
+        from genesis.utils.misc import qd_to_torch
+
+        self._compute()
+        there = self.solver.dyn_state.dofs
+        found: torch.Tensor = qd_to_torch(there.qf_bias, transpose=True) - qd_to_torch(there.qf_passive, transpose=True)
+        return found[:, self.dofs]
+
+    def body_poses(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return positions (n, B, 3) [m] and orientations (n, B, 4, w first) of the bodies."""
+        self.solver.update_forward_pos()
+        return (
+            self.entity.get_links_pos(relative=False)[:, self.links],
+            self.entity.get_links_quat(relative=False)[:, self.links],
+        )
+
+
+def _compiled(spec: mujoco.MjSpec) -> Any:
+    return spec.copy().compile()
+
+
+def _disabled(model: Any, flag: str) -> bool:
+    import mujoco
+
+    return bool(int(model.opt.disableflags) & int(getattr(mujoco.mjtDisableBit, f"mjDSBL_{flag}")))
+
+
+_FREE: dict[tuple[str, float], list[Scene]] = {}
+
+
+def borrow(spec: mujoco.MjSpec, n: int, timestep: float, owner: object) -> Scene:
+    """Return a scene that nobody else uses until `owner` is gone: one that was built before, or a new one.
+
+    Raises:
+        ParameterError: n is not a number of plants.
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ParameterError(f"expected one plant or more, found {n!r}")
+    key = hashlib.sha256(described(spec).encode()).hexdigest(), timestep
+    free = _FREE.setdefault(key, [])
+    found = next((scene for scene in free if scene.n == n), None)
+    if found is None:
+        found = Scene(spec, n, timestep)
+    else:
+        free.remove(found)
+    weakref.finalize(owner, free.append, found)
+    return found

@@ -1,0 +1,116 @@
+"""The Genesis simulator: n plants of one robot as a `Simulator`, numbers of numpy in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim2real.errors import NonFiniteError, ParameterError
+from sim2real.randomization.genesis.models import GenesisFields, GenesisModels
+from sim2real.randomization.genesis.scene import borrow
+from sim2real.randomization.mujoco_parameters import MujocoParameters
+from sim2real.randomization.parameters import Array, Values
+
+if TYPE_CHECKING:
+    from sim2real.randomization.genesis.model import GenesisModel
+
+
+class GenesisSimulator:
+    """A `Simulator` of n plants in Genesis, in single precision.
+
+    Args:
+        model: the robot.
+        n: number of plants.
+        timestep: length of a substep [s].
+
+    Raises:
+        MissingExtraError: Genesis is not installed.
+        RobotError: Genesis cannot read the robot, or reads it otherwise than MuJoCo.
+
+    Example:
+        >>> from sim2real.randomization.genesis import GenesisModel
+        >>> simulator = GenesisModel("pendulum").simulate(n=3, timestep=0.001)
+        >>> simulator.write({"dynamics.payload.mass": np.array([0.5, 0.6, 0.7])})
+        >>> simulator.step(np.zeros((3, 10, 1))).shape
+        (3, 10, 2)
+    """
+
+    def __init__(self, model: GenesisModel, n: int, timestep: float = 0.001) -> None:
+        self.model = model
+        self.scene = borrow(model.spec, n, timestep, self)
+        assert isinstance(model.fields, GenesisFields)
+        self._parameters = MujocoParameters(model.fields, GenesisModels(self.scene, model.fields))
+        start = np.concatenate(model.start())
+        self.set_state(np.tile(start, (n, 1)))
+
+    @property
+    def n(self) -> int:
+        return self.scene.n
+
+    @property
+    def timestep(self) -> float:
+        return self.scene.timestep
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        return int(self.scene.model.nv)
+
+    def nominal(self) -> dict[str, float]:
+        return self._parameters.nominal()
+
+    def units(self) -> dict[str, str]:
+        return self._parameters.units()
+
+    def write(self, values: Values, mask: NDArray[np.bool_] | None = None) -> None:
+        """Write values (name -> (n,)), let inertias follow masses, and read back; see `MujocoParameters`."""
+        self._parameters.write(values, mask)
+
+    def read(self) -> dict[str, Array]:
+        return self._parameters.read()
+
+    def restore(self, mask: NDArray[np.bool_] | None = None, names: Iterable[str] | None = None) -> None:
+        self._parameters.restore(mask, names)
+
+    def silent(self) -> dict[str, str]:
+        """Return the fields that this engine does not have in this model: name -> why."""
+        return self._parameters.silent()
+
+    def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
+        dof = self.degrees_of_freedom
+        if np.shape(state) != (self.n, 2 * dof):
+            raise ParameterError(f"expected states ({self.n}, {2 * dof}), found {np.shape(state)}")
+        rows = np.arange(self.n) if mask is None else np.flatnonzero(mask)
+        if len(rows):
+            self.scene.set_state(state[rows, :dof], state[rows, dof:], None if len(rows) == self.n else rows)
+
+    def state(self) -> Array:
+        positions, velocities = self.scene.state()
+        return np.concatenate([positions.cpu().numpy(), velocities.cpu().numpy()], 1).astype(float)
+
+    def step(self, effort: Array) -> Array:
+        self._require_finite("effort", effort)
+        controls = self.scene.tensor(effort)
+        states = []
+        for k in range(effort.shape[1]):
+            self.scene.step(controls[:, k])
+            states.append(self.state())
+        if not states:
+            return np.zeros((self.n, 0, 2 * self.degrees_of_freedom))
+        self._require_finite("state", states[-1])
+        return np.stack(states, 1)
+
+    def _require_finite(self, what: str, value: Array) -> None:
+        bad = ~np.isfinite(value).reshape(self.n, -1).all(1)
+        if bad.any():
+            plant = int(bad.argmax())
+            raise NonFiniteError(f"plant {plant} has a {what} that is not finite{self._parameters.describe(plant)}")
+
+    def effective_inertia(self) -> Array:
+        inertia = self.scene.inertia().cpu().numpy().astype(float)
+        return np.asarray(1.0 / np.diagonal(np.linalg.inv(inertia), axis1=1, axis2=2))
+
+    def bias_effort(self) -> Array:
+        return np.asarray(self.scene.bias_effort().cpu().numpy(), float)
