@@ -212,10 +212,11 @@ def _walked(p: Any, action: Tensor) -> Tensor:
     wanted = p.goal.to(p.qpos.dtype)
     off = ((_along_trunk(p) - wanted[:, :2]) ** 2).sum(1)
     turning = (p.qvel[:, 5] - wanted[:, 2]) ** 2
-    pose = (p.qpos[:, 7:] - _standing(p)).abs().sum(1)
+    pose: Tensor = (p.qpos[:, 7:] - _standing(p)).abs().sum(1)
     tracking: Tensor = (-off / 0.25).exp() + 0.2 * (-turning / 0.25).exp()
     bouncing: Tensor = p.qvel[:, 2] ** 2
-    return tracking - bouncing - 0.02 * pose
+    off_pose: Tensor = 0.02 * pose
+    return tracking - bouncing - off_pose
 
 
 ROBOT_TASKS: dict[str, Callable[[], FunctionTask]] = {
