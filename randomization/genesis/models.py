@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sim2real.errors import RobotError
 from sim2real.randomization.genesis.scene import Rows, Scene
@@ -61,6 +64,21 @@ def _missing(model: Any, address: Address) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class _Home:
+    """Where Genesis keeps a field of MuJoCo's model.
+
+    Attributes:
+        index: of the elements of a plant's row that it has.
+        write: takes these elements (k, ...) and the numbers of k plants.
+        read: returns them.
+    """
+
+    index: tuple[Any, ...]
+    write: Callable[[Tensor, Tensor], None]
+    read: Callable[[Tensor], Tensor]
+
+
 class GenesisModels:
     """The `ModelArrays` of a scene: what is edited is pushed to Genesis at the commit, and read from there again.
 
@@ -82,7 +100,7 @@ class GenesisModels:
         self._homes = self._all_homes()
         used = {place.field for address in fields.addresses.values() for place in address.places}
         self._used = used | {"body_inertia"}
-        self._restore()
+        self._push(self._used, np.arange(scene.n))
         self._check(fields)
 
     @property
@@ -106,33 +124,40 @@ class GenesisModels:
     def commit(self, rows: NDArray[np.bool_], constants: bool) -> None:
         """Push what was edited in `rows`, and take over what Genesis says is in force; it derives constants itself."""
         plants = np.flatnonzero(rows)
-        for field in sorted(self._edited):
-            push, pull = self._homes[field]
-            push(plants, self._values[field][plants])
-            self._take_over(field, pull())
+        self._push(self._edited, plants)
+        for field in self._edited:
+            # what was written, where Genesis has it to single precision, and elsewhere what Genesis has
+            mine, there = self._values[field][plants], self._pull(field, plants)
+            scale = np.abs(mine).max(-1, keepdims=True) if field in ("body_inertia", "body_ipos") else np.abs(mine)
+            same = (np.abs(mine - there) <= SINGLE * scale + 1e-12) | (mine == there)
+            self._values[field][plants] = np.where(same, mine, there)
         self._edited.clear()
 
-    def _restore(self) -> None:
-        everything = np.arange(self.n)
-        for field in sorted(self._used):
-            self._homes[field][0](everything, self._values[field])
+    def _push(self, fields: Iterable[str], plants: Rows) -> None:
+        where = self._scene.indices(plants)
+        for field in sorted(fields):
+            home = self._homes[field]
+            chosen = self._values[field][plants][(slice(None), *home.index)]
+            if chosen.size:
+                home.write(self._scene.tensor(chosen), where)
+        if any(field.startswith("actuator") for field in fields) and self._scene.model.nu:
+            self._scene.drive(where)
 
-    def _take_over(self, field: str, there: Array) -> None:
-        """Keep what was written where Genesis has it to single precision, and elsewhere what Genesis has."""
-        mine = self._values[field]
-        scale = np.abs(mine).max(-1, keepdims=True) if field in ("body_inertia", "body_ipos") else np.abs(mine)
-        same = (np.abs(mine - there) <= SINGLE * scale + 1e-12) | (mine == there) | np.isnan(there)
-        self._values[field] = np.where(same, mine, there)
+    def _pull(self, field: str, plants: Rows) -> Array:
+        """Return what Genesis has of a field in plants: (k, ...), the nominal values where it has nothing."""
+        home, nominal = self._homes[field], self._nominal[field]
+        out = np.broadcast_to(nominal, (len(plants), *nominal.shape)).copy()
+        if out[(slice(None), *home.index)].size:
+            out[(slice(None), *home.index)] = home.read(self._scene.indices(plants)).cpu().numpy()
+        return out
 
     def _check(self, fields: GenesisFields) -> None:
-        for field in sorted(self._used):
-            there = self._homes[field][1]()
-            nominal = np.broadcast_to(self._nominal[field], there.shape)
-            for name, address in fields.addresses.items():
-                for place in (p for p in address.places if p.field == field):
-                    one, other = nominal[(0, *place.index)], there[(0, *place.index)]
-                    if not np.allclose(one, other, rtol=1e-5, atol=1e-9):
-                        raise RobotError(f"{name}: Genesis reads {other} from the robot file, MuJoCo {one}")
+        first = {field: self._pull(field, np.arange(1))[0] for field in self._used}
+        for name, address in fields.addresses.items():
+            for place in address.places:
+                one, other = self._nominal[place.field][place.index], first[place.field][place.index]
+                if not np.allclose(one, other, rtol=1e-5, atol=1e-9):
+                    raise RobotError(f"{name}: Genesis reads {other} from the robot file, MuJoCo {one}")
 
     def _principal_axes(self) -> Array:
         """Return (B, 3, 3) the axes in which Genesis' inertia of each body is MuJoCo's diagonal one."""
@@ -152,131 +177,74 @@ class GenesisModels:
             out[mine] = known[there]
         return out
 
-    def _all_homes(self) -> dict[str, tuple[Callable[[Rows, Array], None], Callable[[], Array]]]:
-        """For each field how rows (k, ...) are pushed to Genesis, and how all (n, ...) are read from there."""
+    def _all_homes(self) -> dict[str, _Home]:
         s, m, e = self._scene, self._scene.model, self._scene.entity
         moving = np.flatnonzero((m.body_weldid != 0) & (m.body_mass > 0))
-        links, own = s.links[moving].tolist(), self._turned[moving]
+        links, own = s.links[moving].tolist(), s.tensor(self._turned[moving])
         plain = np.isin(m.jnt_type, _PLAIN)
         springs, limited = np.flatnonzero(plain), np.flatnonzero(plain & (m.jnt_limited != 0))
         spring_dofs = s.dofs[m.jnt_dofadr[springs]].tolist()
         limit_dofs = s.dofs[m.jnt_dofadr[limited]].tolist()
-        dofs, geoms = s.dofs.tolist(), list(s.geoms)
+        ending = np.flatnonzero(m.actuator_forcelimited)
+        dofs, geoms, there = s.dofs.tolist(), list(s.geoms), list(s.geoms.values())
+        friction = s.tensor(self._friction[geoms])
+        every = slice(None)
 
-        def host(tensor: Any) -> Array:
-            return np.asarray(tensor.cpu().numpy(), float)
-
-        def columns(field: str, chosen: NDArray[np.int_], found: Callable[[], Array]) -> Callable[[], Array]:
-            def pull() -> Array:
-                out = np.broadcast_to(self._nominal[field], (s.n, *self._nominal[field].shape)).copy()
-                if len(chosen):
-                    out[:, chosen] = found()
-                return out
-
-            return pull
-
-        def of_dofs(name: str) -> tuple[Callable[[Rows, Array], None], Callable[[], Array]]:
+        def of_dofs(name: str) -> _Home:
             write, read = getattr(e, f"set_dofs_{name}"), getattr(e, f"get_dofs_{name}")
-            return (
-                lambda rows, value: write(s.tensor(value), dofs, envs_idx=s.indices(rows)),
-                lambda: host(read(dofs)),
-            )
+            return _Home((every,), lambda v, at: write(v, dofs, envs_idx=at), lambda at: read(dofs, at))
 
-        def push_links(write: Callable[..., None]) -> Callable[[Rows, Array], None]:
-            def push(rows: Rows, value: Array) -> None:
-                if links:
-                    write(s.tensor(value[:, moving]), links, envs_idx=s.indices(rows))
+        def of_actuators(tensor: Tensor, *index: Any) -> _Home:
+            """Of what the scene has, and drives with; see `Scene.drive`."""
 
-            return push
+            def write(value: Tensor, at: Tensor) -> None:
+                tensor[at.long()] = value
 
-        def push_inertia(rows: Rows, value: Array) -> None:
-            if links:
-                turned = np.einsum("bij,kbj,blj->kbil", own, value[:, moving], own)
-                e.set_links_inertia(s.tensor(turned), links, envs_idx=s.indices(rows))
+            return _Home((every, *index), write, lambda at: tensor[at.long()])
 
-        def pull_inertia() -> Array:
-            return np.asarray(np.einsum("bij,kbil,blj->kbj", own, host(e.get_links_inertia(links)), own))
+        def write_inertia(value: Tensor, at: Tensor) -> None:
+            turned = torch.einsum("bij,kbj,blj->kbil", own, value, own)
+            e.set_links_inertia(turned, links, envs_idx=at)
 
-        def push_springs(rows: Rows, value: Array) -> None:
-            if len(springs):
-                e.set_dofs_stiffness(s.tensor(value[:, springs]), spring_dofs, envs_idx=s.indices(rows))
+        def read_inertia(at: Tensor) -> Tensor:
+            return torch.einsum("bij,kbil,blj->kbj", own, e.get_links_inertia(links, at), own)
 
-        def push_limits(rows: Rows, value: Array) -> None:
-            if len(limited):
-                low, high = s.tensor(value[:, limited, 0]), s.tensor(value[:, limited, 1])
-                e.set_dofs_limit(low, high, limit_dofs, envs_idx=s.indices(rows))
-
-        def pull_limits() -> Array:
-            low, high = e.get_dofs_limit(limit_dofs)
-            return np.stack([host(low), host(high)], -1)
-
-        def push_gravity(rows: Rows, value: Array) -> None:
-            s.solver.set_gravity(s.tensor(value), envs_idx=s.indices(rows))
-
-        def push_friction(rows: Rows, value: Array) -> None:
-            if geoms:
-                ratio = value[:, geoms, 0] / self._friction[geoms]
-                s.solver.set_geoms_friction_ratio(s.tensor(ratio), list(s.geoms.values()), s.indices(rows))
-
-        def pull_friction() -> Array:
-            out = np.broadcast_to(self._nominal["geom_friction"], (s.n, m.ngeom, 3)).copy()
-            if geoms:
-                there = host(s.solver.get_geoms_friction_ratio(list(s.geoms.values())))
-                out[:, geoms, 0] = there * self._friction[geoms]
-            return out
-
-        def ours(tensor: Any, parts: int | None) -> tuple[Callable[[Rows, Array], None], Callable[[], Array]]:
-            """Of the actuators, which this package computes: `parts` numbers of the row, or the first one."""
-
-            def push(rows: Rows, value: Array) -> None:
-                tensor[s.indices(rows).long()] = s.tensor(value[..., 0] if parts is None else value[..., :parts])
-                s.drive(rows)
-
-            def pull(field: str) -> Array:
-                nominal = self._nominal[field]
-                out = np.broadcast_to(nominal, (s.n, *nominal.shape)).copy()
-                out[..., slice(1) if parts is None else slice(parts)] = host(
-                    tensor[..., None] if parts is None else tensor
-                )
-                return out
-
-            return push, pull  # type: ignore[return-value]
-
-        def named(field: str, tensor: Any, parts: int | None) -> Any:
-            push, pull = ours(tensor, parts)
-            return push, lambda: pull(field)  # type: ignore[call-arg]
-
-        def push_range(rows: Rows, value: Array) -> None:
-            endless = np.where(m.actuator_forcelimited[:, None] != 0, value, [-np.inf, np.inf])
-            s.force_range[s.indices(rows).long()] = s.tensor(endless)
-            s.drive(rows)
-
-        def pull_range() -> Array:
-            there = host(s.force_range)
-            return np.where(np.isfinite(there), there, self._nominal["actuator_forcerange"])
+        def write_range(value: Tensor, at: Tensor) -> None:
+            rows = s.force_range[at.long()]
+            rows[:, ending] = value
+            s.force_range[at.long()] = rows
 
         return {
-            "body_mass": (
-                push_links(e.set_links_mass),
-                columns("body_mass", moving, lambda: host(e.get_links_mass(links))),
+            "body_mass": _Home(
+                (moving,), lambda v, at: e.set_links_mass(v, links, envs_idx=at), lambda at: e.get_links_mass(links, at)
             ),
-            "body_inertia": (push_inertia, columns("body_inertia", moving, pull_inertia)),
-            "body_ipos": (
-                push_links(e.set_links_COM),
-                columns("body_ipos", moving, lambda: host(e.get_links_COM(links))),
+            "body_inertia": _Home((moving,), write_inertia, read_inertia),
+            "body_ipos": _Home(
+                (moving,), lambda v, at: e.set_links_COM(v, links, envs_idx=at), lambda at: e.get_links_COM(links, at)
             ),
             "dof_damping": of_dofs("damping"),
             "dof_frictionloss": of_dofs("frictionloss"),
             "dof_armature": of_dofs("armature"),
-            "jnt_stiffness": (
-                push_springs,
-                columns("jnt_stiffness", springs, lambda: host(e.get_dofs_stiffness(spring_dofs))),
+            "jnt_stiffness": _Home(
+                (springs,),
+                lambda v, at: e.set_dofs_stiffness(v, spring_dofs, envs_idx=at),
+                lambda at: e.get_dofs_stiffness(spring_dofs, at),
             ),
-            "jnt_range": (push_limits, columns("jnt_range", limited, pull_limits)),
-            "actuator_gear": named("actuator_gear", s.gear, None),
-            "actuator_gainprm": named("actuator_gainprm", s.gain, None),
-            "actuator_biasprm": named("actuator_biasprm", s.bias, 3),
-            "actuator_forcerange": (push_range, pull_range),
-            "opt.gravity": (push_gravity, lambda: host(s.solver.get_gravity())),
-            "geom_friction": (push_friction, pull_friction),
+            "jnt_range": _Home(
+                (limited,),
+                lambda v, at: e.set_dofs_limit(v[..., 0], v[..., 1], limit_dofs, envs_idx=at),
+                lambda at: torch.stack(e.get_dofs_limit(limit_dofs, at), -1),
+            ),
+            "actuator_gear": of_actuators(s.gear, 0),
+            "actuator_gainprm": of_actuators(s.gain, 0),
+            "actuator_biasprm": of_actuators(s.bias, slice(3)),
+            "actuator_forcerange": _Home((ending,), write_range, lambda at: s.force_range[at.long()][:, ending]),
+            "opt.gravity": _Home(
+                (every,), lambda v, at: s.solver.set_gravity(v, envs_idx=at), lambda at: s.solver.get_gravity(at)
+            ),
+            "geom_friction": _Home(
+                (geoms, 0),
+                lambda v, at: s.solver.set_geoms_friction_ratio(v / friction, there, at),
+                lambda at: s.solver.get_geoms_friction_ratio(there, at) * friction,
+            ),
         }

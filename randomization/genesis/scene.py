@@ -239,20 +239,20 @@ class Scene:
         applied: torch.Tensor = qd_to_torch(self.solver.dyn_state.dofs.qf_applied, transpose=True)
         return applied[:, self._driven] / self.gear
 
-    def drive(self, rows: Rows | None = None) -> None:
-        """Let Genesis have what the actuators of plants, all or `rows`, are like now.
+    def drive(self, plants: torch.Tensor | None = None) -> None:
+        """Let Genesis have what the actuators of plants, all or these, are like now.
 
         Raises:
             ParameterError: Genesis has something else afterwards.
         """
         import torch
 
-        where = slice(None) if rows is None else self.indices(rows).long()
+        where = slice(None) if plants is None else plants.long()
         gear = self.gear[where]
         bias = gear[..., None] * self.bias[where]
         low, high = (gear * self.force_range[where][..., k] for k in range(2))
         low, high = torch.minimum(low, high), torch.maximum(low, high)
-        at = {"dofs_idx_local": self._driven, "envs_idx": None if rows is None else self.indices(rows)}
+        at = {"dofs_idx_local": self._driven, "envs_idx": plants}
         wanted = [gear * self.gain[where], bias[..., 0], gear * bias[..., 1], gear * bias[..., 2], low, high]
         self.entity.set_dofs_act_gain(wanted[0], **at)
         self.entity.set_dofs_act_bias(*wanted[1:4], **at)
