@@ -2,10 +2,10 @@
 
     python benchmarks/genesis.py [--envs N ...] [--tasks NAME ...] [--quick] [--json FILE]
 
-Environment steps a second of robot tasks, with resets: bare on Genesis; with all masses, dampings and gears (servos: gains) of
-every environment randomized at every reset; and randomized on MuJoCo's batch, on as many threads as Genesis has (one on the
-CPU, unless `QD_NUM_THREADS` says otherwise). They take turns, and the best round of each counts. Episodes end after 200
-steps, at other times in each environment, so that some begin at every step.
+Environment steps a second of robot tasks, with resets: bare on Genesis; with all masses, dampings and gears (servos:
+gains) of every environment randomized at every reset; and randomized on MuJoCo's batch, on as many threads as Genesis
+has (one on the CPU, unless `QD_NUM_THREADS` says otherwise). They take turns, and the best round of each counts.
+Episodes end after 200 steps, at other times in each environment, so that some begin at almost every step.
 
 Then both engines follow the same commands for a second with the same parameters, drawn for each of 64 plants:
 `disagree` is the largest distance between them, relative to the range of motion, of positions and velocities.
@@ -99,9 +99,7 @@ def main() -> None:
     torch.set_num_threads(1)
     many = options.envs or ([4096, 16384] if torch.cuda.is_available() else [64, 1024])
     result: dict[str, Any] = {"steps_per_s": {}, "disagree": {}}
-    print(
-        f"{'task':14s}{'environments':>14s}{'bare':>12s}{'randomized':>12s}{'share':>8s}{'MuJoCo':>12s}   steps a second"
-    )
+    print(f"{'task':14s}{'environments':>14s}{'bare':>12s}{'randomized':>12s}{'share':>8s}{'MuJoCo':>12s} steps/s")
     for task in options.tasks:
         for n in many:
             found = rates(task, n, 3 if options.quick else 5, 10 if options.quick else 50)

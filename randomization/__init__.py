@@ -1,5 +1,6 @@
 """Parameters, their distributions, and the simulators that take them."""
 
+from sim2real.randomization.curriculum import Annealing, Automatic, Curriculum
 from sim2real.randomization.distributions import (
     Categorical,
     Distribution,
@@ -21,7 +22,10 @@ from sim2real.randomization.randomization import Randomization, parse_randomizat
 from sim2real.randomization.simulator import PlantModel, Simulator
 
 __all__ = [
+    "Annealing",
+    "Automatic",
     "Categorical",
+    "Curriculum",
     "Distribution",
     "Empirical",
     "Fixed",

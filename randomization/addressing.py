@@ -92,6 +92,10 @@ class BoundParameters:
         if twice:
             raise ParameterError(f"two parameters of one randomization mean {', '.join(twice)}; keep one of them")
 
+    def nominal(self, name: str) -> float:
+        """Return the nominal value of the first parameter that a draw is written to."""
+        return self._nominal[self.targets[name][0]]
+
     @property
     def dimension(self) -> int:
         """How many uniform numbers one joint draw is made from."""

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from sim2real.errors import ParameterError
 from sim2real.randomization.addressing import BoundParameters, match_names, silent_names
+from sim2real.randomization.curriculum import Annealing, Automatic, Curriculum, parse_curriculum
 from sim2real.randomization.distributions import parse_distribution
 from sim2real.randomization.joint import SYMBOL, JointEmpirical, JointNormal
 from sim2real.randomization.parameters import Array, Parameter, ParameterSet, ParameterStore
 from sim2real.randomization.schedules import Schedule, Uniform, parse_schedule
 
-When = Literal["startup", "reset"] | Schedule
+When = Literal["startup", "reset"] | Schedule | Curriculum
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Randomization:
     Attributes:
         parameters: whose names may be patterns.
         when: "startup" draws once, when the environment is first reset or reset with a seed; "reset" before every
-            episode; a `Schedule` before every episode and moves within it.
+            episode; a `Schedule` before every episode and moves within it; a `Curriculum` before every episode, and
+            what it draws changes as a training gets on.
 
     Raises:
         ParameterError: another `when`, or a schedule that moves joint samples, between which there is no way.
@@ -41,15 +43,15 @@ class Randomization:
     when: When = "reset"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.when, Schedule) and self.when not in ("startup", "reset"):
-            raise ParameterError(f"when is startup, reset or a schedule, found {self.when!r}")
+        if not isinstance(self.when, Schedule | Curriculum) and self.when not in ("startup", "reset"):
+            raise ParameterError(f"when is startup, reset, a schedule or a curriculum, found {self.when!r}")
         moves = isinstance(self.when, Schedule) and not isinstance(self.when, Uniform)
         if moves and isinstance(self.parameters, JointEmpirical):
             raise ParameterError("joint samples can be drawn at startup, reset or interval, not moved by a schedule")
 
     def to_config(self) -> dict[str, Any]:
         """Return what `parse_randomizations` reads, as plain data."""
-        when = self.when.to_config() if isinstance(self.when, Schedule) else self.when
+        when = self.when if isinstance(self.when, str) else self.when.to_config()
         if isinstance(self.parameters, JointEmpirical):
             units = {p.name: p.unit for p in self.parameters}
             return {"samples": self.parameters.samples.tolist(), "units": units, "when": when}
@@ -57,7 +59,11 @@ class Randomization:
 
 
 Randomizations = (
-    Randomization | ParameterSet | Mapping[str, str] | Sequence[Randomization | ParameterSet | Mapping[str, Any]]
+    Randomization
+    | ParameterSet
+    | Annealing
+    | Mapping[str, str]
+    | Sequence[Randomization | ParameterSet | Annealing | Mapping[str, Any]]
 )
 
 
@@ -67,7 +73,8 @@ def parse_randomizations(source: Randomizations) -> tuple[Randomization, ...]:
     Args:
         source: `{name: notation}`, drawn at every reset; a `ParameterSet` (a posterior, for instance), likewise; a
             `Randomization`; or a list of these and of `{"parameters": {name: notation}, "when": ...}`, where `when` is
-            "startup", "reset", `{"interval": seconds}` or a schedule such as `{"sinusoid": {"period": 3}}`.
+            "startup", "reset", `{"interval": seconds}`, a schedule such as `{"sinusoid": {"period": 3}}`, or
+            `{"automatic": {"hold": 150, "lose": 50}}`.
 
     Raises:
         ParameterError: something else, or a notation that cannot be read.
@@ -76,6 +83,8 @@ def parse_randomizations(source: Randomizations) -> tuple[Randomization, ...]:
         return (source,)
     if isinstance(source, ParameterSet):
         return (Randomization(source),)
+    if isinstance(source, Annealing):
+        return (Randomization(source.parameters, source),)
     items: Any = source
     if isinstance(source, Mapping):
         grouped = "parameters" in source or "samples" in source
@@ -84,7 +93,7 @@ def parse_randomizations(source: Randomizations) -> tuple[Randomization, ...]:
         raise ParameterError(f"expected {{name: notation}} or a list of randomizations, found {source!r}")
     out: list[Randomization] = []
     for item in items:
-        if isinstance(item, Randomization | ParameterSet):
+        if isinstance(item, Randomization | ParameterSet | Annealing):
             out.extend(parse_randomizations(item))
         elif isinstance(item, Mapping):
             out.extend(_parse_group(item))
@@ -99,7 +108,7 @@ def _parse_group(group: Mapping[str, Any]) -> list[Randomization]:
         raise ParameterError(f"a randomization has the keys parameters and when, found {unknown[0]!r}")
     when = group.get("when", "reset")
     if isinstance(when, Mapping):
-        when = parse_schedule(when)
+        when = parse_curriculum(when) if Automatic.kind in when else parse_schedule(when)
     if "samples" in group:
         try:
             samples, units = np.array(group["samples"], float), dict(group["units"])
@@ -170,6 +179,7 @@ class Randomizer:
         self._steps = np.zeros(n, int)
         self._forced: dict[str, NDArray[np.bool_]] = {}
         self.moving = any(isinstance(g.when, Schedule) for g in self._groups)
+        self.curricula = [g.when for g in self._groups if isinstance(g.when, Curriculum)]
 
     def __getstate__(self) -> dict[str, Any]:
         # the store belongs to the environment, which may be made anew: whoever copies attaches it again
@@ -216,7 +226,10 @@ class Randomizer:
         for g in self._groups:
             drawn = rows if g.when != "startup" else np.flatnonzero(mask & fresh)
             for i in drawn.tolist():
-                g.start[i] = streams[i].random(g.bound.dimension)
+                if isinstance(g.when, Curriculum):
+                    g.start[i], g.tokens[i] = g.when.draw(streams[i])
+                else:
+                    g.start[i] = streams[i].random(g.bound.dimension)
             g.phase[rows] = g.start[rows]
             values |= g.values(rows, np.zeros((len(rows), 1)), self._nominal)
         given = self._match(forced or {}, rows)
@@ -224,6 +237,21 @@ class Randomizer:
         self._write(values | given, rows)
         for name in given:
             self._forced.setdefault(name, np.zeros(self.n, bool))[rows] = True
+
+    def ended(self, mask: NDArray[np.bool_], returns: Array, lengths: NDArray[np.int_]) -> None:
+        """Tell curricula how the episodes went that have ended in the plants that `mask` (n,) selects.
+
+        Args:
+            mask: (n,) where episodes have ended; before `begin` draws for the next ones.
+            returns: (n,) sums of rewards.
+            lengths: (n,) control steps.
+        """
+        for g in self._groups:
+            if isinstance(g.when, Curriculum):
+                told = returns if g.when.of == "return" else lengths
+                for i in np.flatnonzero(mask).tolist():
+                    g.when.ended(int(g.tokens[i]), float(told[i]))
+                g.tokens[mask] = -1
 
     def advance(self, streams: Sequence[np.random.Generator], mask: NDArray[np.bool_]) -> None:
         """Move the clocks of the plants that `mask` (n,) selects one control period on, and the schedules with them."""
@@ -317,6 +345,9 @@ class _Group:
 
     def __init__(self, randomization: Randomization, bound: BoundParameters, n: int) -> None:
         self.when, self.bound = randomization.when, bound
+        if isinstance(self.when, Curriculum):
+            self.when.attach(bound)
+        self.tokens = np.full(n, -1)
         self.start = np.zeros((n, bound.dimension))
         self.phase = np.zeros((n, bound.dimension))
         low, high = bound.parameters.bounds

@@ -100,6 +100,7 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
             self._store.restore()  # what a wrapper that was thrown away has left behind
         self._report: dict[str, float] = {}
         self._first = True
+        self._sum, self._length, self._ended = np.zeros(1), np.zeros(1, int), False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         fresh = self._seeded(seed)
@@ -113,6 +114,8 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
             within = {name: float(value[0]) for name, value in found.items() if name in self._inside}
             options = {**(options or {}), "parameters": within}
             forced = {name: value for name, value in found.items() if name not in within}
+        self.randomizer.ended(np.array([self._ended]), self._sum, self._length)
+        self._sum[0], self._length[0], self._ended = 0.0, 0, False
         self.randomizer.begin([self._stream], ALL, np.array([fresh]), forced)
         observation, info = self.env.reset(seed=seed, options=options)
         after_reset(self.randomizer.store)
@@ -124,6 +127,10 @@ class RandomizeDynamics(_OwnStream, RecordConstructorArgs):
         if self.randomizer.moving:
             self._move()
         observation, reward, terminated, truncated, info = self.env.step(action)
+        if self.randomizer.curricula:
+            self._sum += float(reward)
+            self._length += 1
+            self._ended = bool(terminated or truncated)
         return observation, reward, terminated, truncated, self._with_report(info)
 
     def _attach(self) -> None:

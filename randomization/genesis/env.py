@@ -120,12 +120,13 @@ class GenesisVectorEnv(PlantsVectorEnv):
         super().__init__(task, num_envs, max_episode_steps, autoreset_mode)
         spec = _spec(task)
         model, self._functions = task.model, task
-        self.scene = borrow(spec, num_envs, float(model.opt.timestep), self)
+        lease = borrow(spec, num_envs, float(model.opt.timestep))
+        self.scene = lease.scene
         self.device = self.scene.device
         self.plants = GenesisPlants(self.scene, task.goals)
         self._none = self.scene.tensor(np.zeros((num_envs, model.nu)))
         fields = GenesisFields(model, "the model")
-        self._store: ParameterStore = MujocoParameters(fields, GenesisModels(self.scene, fields))
+        self._store: ParameterStore = MujocoParameters(fields, GenesisModels(lease, fields))
         self._observed = gym.spaces.Box(-np.inf, np.inf, task.observation_space.shape, np.float32)
         self.single_observation_space = self._observed
         chain = Chain.from_config(execution, gap="execution")
@@ -147,14 +148,16 @@ class GenesisVectorEnv(PlantsVectorEnv):
         return torch.as_tensor(array, device=self.device)
 
     def _taken(self, actions: Any) -> torch.Tensor:
-        super()._taken(actions)
-        return self.scene.tensor(actions)
+        self._check_actions(actions)
+        return self.scene.tensor(actions).detach().clone()
 
     def _place(self, mask: Mask, rows: NDArray[np.intp]) -> None:
         qpos, qvel = self._starts(rows)
         if self._initial is not None:
             qpos, qvel = self._drawn(rows, qpos, qvel)
         self.scene.set_state(qpos, qvel, None if mask.all() else rows)
+        self.plants.ctrl = self.plants.ctrl.clone()
+        self.plants.ctrl[rows] = 0.0
         self.plants.moved()
 
     def _observe(self, rows: Rows) -> torch.Tensor:
@@ -186,7 +189,7 @@ class GenesisVectorEnv(PlantsVectorEnv):
             infos |= {"commanded_action": actions, "delivered_action": delivered, "applied_effort": force}
         if wrench is not None:
             infos["push"] = wrench
-        return self.scene.tensor(observation).clone(), self.scene.tensor(reward), terminated, infos
+        return self.scene.tensor(observation).clone(), self.scene.tensor(reward).clone(), terminated, infos
 
     def _execute(
         self, actions: torch.Tensor, going: Mask | None, wrench: NDArray[np.float64] | None
@@ -214,7 +217,13 @@ class GenesisVectorEnv(PlantsVectorEnv):
                 self.scene.wrench(self._pushed, wrench)
             self.scene.step(control)
             self.plants.moved()
-        self.plants.ctrl = control
+        self.plants.ctrl = actions if chain is None else control
+        lost = self.scene.lost()
+        if lost.any():
+            # as MuJoCo does: back to where the file has them
+            rows, m = np.flatnonzero(lost), self.task.model
+            self.scene.set_state(np.tile(m.qpos0, (len(rows), 1)), np.zeros((len(rows), m.nv)), rows)
+            self.plants.moved()
         return (out if effort is None else out / effort).clone(), self.scene.forces()
 
     def _view(self) -> PlantView:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sim2real.errors import RobotError
-from sim2real.randomization.genesis.scene import Rows, Scene
+from sim2real.randomization.genesis.scene import Lease, Rows
 from sim2real.randomization.mujoco_address import Address
 from sim2real.randomization.mujoco_fields import MujocoFields, model_field
 from sim2real.randomization.mujoco_table import Table
@@ -52,6 +52,10 @@ def _missing(model: Any, address: Address) -> str:
         return "Genesis does not have it for each plant; on MuJoCo it works"
     if place.field in ("jnt_stiffness", "jnt_range") and int(model.jnt_type[place.index[0]]) not in _PLAIN:
         return "Genesis has it at hinges and slides alone"
+    if place.field == "jnt_stiffness":
+        at = model.jnt_qposadr[place.index[0]]
+        if not np.isclose(model.qpos_spring[at], model.qpos0[at]):
+            return "in Genesis a spring rests where the joint is in the file, not at its springref"
     if place.field == "geom_friction":
         if place.index[1] > 0:
             return "Genesis has the sliding friction of each plant alone"
@@ -83,25 +87,27 @@ class GenesisModels:
     """The `ModelArrays` of a scene: what is edited is pushed to Genesis at the commit, and read from there again.
 
     Args:
-        scene: of n plants.
+        lease: of a scene of n plants.
         fields: the table, with the nominal values.
 
     Raises:
         RobotError: Genesis has read the robot otherwise than MuJoCo.
     """
 
-    def __init__(self, scene: Scene, fields: GenesisFields) -> None:
-        self._scene = scene
+    def __init__(self, lease: Lease, fields: GenesisFields) -> None:
+        self._lease, self._scene = lease, lease.scene
+        scene = lease.scene
         m = scene.model
         self._nominal = {field: np.array(model_field(m, field), float) for field in FIELDS}
         self._values = {f: np.broadcast_to(v, (scene.n, *v.shape)).copy() for f, v in self._nominal.items()}
         self._edited: set[str] = set()
-        self._turned, self._friction = self._principal_axes(), self._nominal_friction()
+        self._friction = self._nominal_friction()
         self._homes = self._all_homes()
         used = {place.field for address in fields.addresses.values() for place in address.places}
         self._used = used | {"body_inertia"}
+        if scene.fresh:
+            self._check(fields)
         self._push(self._used, np.arange(scene.n))
-        self._check(fields)
 
     @property
     def n(self) -> int:
@@ -159,16 +165,6 @@ class GenesisModels:
                 if not np.allclose(one, other, rtol=1e-5, atol=1e-9):
                     raise RobotError(f"{name}: Genesis reads {other} from the robot file, MuJoCo {one}")
 
-    def _principal_axes(self) -> Array:
-        """Return (B, 3, 3) the axes in which Genesis' inertia of each body is MuJoCo's diagonal one."""
-        found = self._scene.solver.get_links_inertia()[0].cpu().numpy().astype(float)[self._scene.links]
-        out = np.tile(np.eye(3), (len(found), 1, 1))
-        for k, (inertia, moments) in enumerate(zip(found, self._nominal["body_inertia"], strict=True)):
-            if not np.allclose(inertia, np.diag(moments), atol=1e-6 * max(moments.max(), 1e-12)):
-                _, axes = np.linalg.eigh(inertia)
-                out[k] = axes[:, np.argsort(np.argsort(moments))]
-        return out
-
     def _nominal_friction(self) -> Array:
         """Return (G,) the sliding friction that Genesis has read, one where a geom is not matched."""
         out = np.ones(self._scene.model.ngeom)
@@ -180,7 +176,7 @@ class GenesisModels:
     def _all_homes(self) -> dict[str, _Home]:
         s, m, e = self._scene, self._scene.model, self._scene.entity
         moving = np.flatnonzero((m.body_weldid != 0) & (m.body_mass > 0))
-        links, own = s.links[moving].tolist(), s.tensor(self._turned[moving])
+        links = s.links[moving].tolist()
         plain = np.isin(m.jnt_type, _PLAIN)
         springs, limited = np.flatnonzero(plain), np.flatnonzero(plain & (m.jnt_limited != 0))
         spring_dofs = s.dofs[m.jnt_dofadr[springs]].tolist()
@@ -202,13 +198,6 @@ class GenesisModels:
 
             return _Home((every, *index), write, lambda at: tensor[at.long()])
 
-        def write_inertia(value: Tensor, at: Tensor) -> None:
-            turned = torch.einsum("bij,kbj,blj->kbil", own, value, own)
-            e.set_links_inertia(turned, links, envs_idx=at)
-
-        def read_inertia(at: Tensor) -> Tensor:
-            return torch.einsum("bij,kbil,blj->kbj", own, e.get_links_inertia(links, at), own)
-
         def write_range(value: Tensor, at: Tensor) -> None:
             rows = s.force_range[at.long()]
             rows[:, ending] = value
@@ -218,7 +207,12 @@ class GenesisModels:
             "body_mass": _Home(
                 (moving,), lambda v, at: e.set_links_mass(v, links, envs_idx=at), lambda at: e.get_links_mass(links, at)
             ),
-            "body_inertia": _Home((moving,), write_inertia, read_inertia),
+            # in the inertial frame, which is that of the principal axes in both engines
+            "body_inertia": _Home(
+                (moving,),
+                lambda v, at: e.set_links_inertia(torch.diag_embed(v), links, envs_idx=at),
+                lambda at: torch.diagonal(e.get_links_inertia(links, at), dim1=-2, dim2=-1),
+            ),
             "body_ipos": _Home(
                 (moving,), lambda v, at: e.set_links_COM(v, links, envs_idx=at), lambda at: e.get_links_COM(links, at)
             ),

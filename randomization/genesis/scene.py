@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.errors import NonFiniteError, ParameterError, RobotError, require
+from sim2real.errors import ParameterError, RobotError, require
 from sim2real.randomization.parameters import Array
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def started() -> Any:
 
     gs = require("genesis", "genesis")
     if not gs._initialized:
+        _FREE.clear()  # of an engine that was stopped
         backend = gs.gpu if torch.cuda.is_available() else gs.cpu
         gs.init(backend=backend, precision="32", logging_level="error")
     return gs
@@ -47,10 +48,16 @@ def described(spec: mujoco.MjSpec) -> str:
     """
     spec = spec.copy()
     model = spec.compile()
-    for kind, many in (("body", model.nbody), ("joint", model.njnt), ("geom", model.ngeom)):
-        for k, one in enumerate(getattr(spec, "bodies" if kind == "body" else f"{kind}s")[:many]):
-            if not one.name:
-                one.name = f"{kind}{k}"
+    for kind, many, things in (
+        ("body", model.nbody, spec.bodies),
+        ("joint", model.njnt, spec.joints),
+        ("geom", model.ngeom, spec.geoms),
+    ):
+        taken = {one.name for one in things}
+        for k, one in enumerate(things[:many]):
+            if not one.name and f"{kind}{k}" in taken:
+                raise RobotError(f"a {kind} is named {kind}{k}, which stands for number {k}, another one; rename it")
+            one.name = one.name or f"{kind}{k}"
     spec.meshdir = str((Path(spec.modelfiledir) / spec.meshdir).resolve())
     spec.texturedir = str((Path(spec.modelfiledir) / spec.texturedir).resolve())
     spec.compile()
@@ -68,10 +75,11 @@ class Scene:
     Attributes:
         model: the robot, compiled by MuJoCo, whose order of joints, bodies and actuators holds here, too.
         entity, solver: Genesis' own.
+        fresh: whether nobody has written into it yet.
         gear, gain, bias, force_range: (n, U), (n, U), (n, U, 3), (n, U, 2) of the actuators, tensors; see `drive`.
 
     Raises:
-        RobotError: Genesis cannot read the robot, or reads it otherwise than MuJoCo.
+        RobotError: Genesis cannot read the robot, or computes something of it otherwise than MuJoCo.
     """
 
     def __init__(self, spec: mujoco.MjSpec, n: int, timestep: float) -> None:
@@ -80,17 +88,21 @@ class Scene:
         gs = started()
         xml = described(spec)
         self.n, self.timestep, self.model = n, timestep, _compiled(spec)
-        self._refuse_what_differs()
+        refuse_what_differs(self.model)
+        gravity = (0.0, 0.0, 0.0) if _disabled(self.model, "GRAVITY") else tuple(self.model.opt.gravity)
         self._scene = gs.Scene(
-            sim_options=gs.options.SimOptions(dt=timestep, gravity=tuple(self.model.opt.gravity)),
+            sim_options=gs.options.SimOptions(dt=timestep, gravity=gravity),
             rigid_options=gs.options.RigidOptions(
                 dt=timestep,
-                gravity=tuple(self.model.opt.gravity),
+                gravity=gravity,
                 integrator=getattr(gs.integrator, _INTEGRATORS[int(self.model.opt.integrator)]),
                 enable_mujoco_compatibility=True,
                 friction_cone=gs.friction_cone.elliptic if self.model.opt.cone else gs.friction_cone.pyramidal,
                 impratio=float(self.model.opt.impratio),
                 enable_collision=not _disabled(self.model, "CONTACT"),
+                enable_neutral_collision=True,
+                enable_joint_limit=not _disabled(self.model, "LIMIT"),
+                constraint_timeconst=0.02,  # where the file says nothing, as in MuJoCo
                 batch_links_info=True,
                 batch_joints_info=True,
                 batch_dofs_info=True,
@@ -129,6 +141,10 @@ class Scene:
         limited = m.actuator_ctrllimited[:, None] != 0
         self._control_range = self.tensor(np.where(limited, m.actuator_ctrlrange, [-np.inf, np.inf]))
         self._servos = bool(m.actuator_biasprm[:, :3].any())
+        joints = m.actuator_trnid[:, 0]
+        own = np.where(m.jnt_actfrclimited[joints, None] != 0, m.jnt_actfrcrange[joints], [-np.inf, np.inf])
+        self._at_joint, self._zero = self.tensor(own), self.tensor(m.qpos0[m.jnt_qposadr[joints]])
+        self.fresh = True
         self.drive()
 
     def _each(self, value: Array) -> torch.Tensor:
@@ -142,27 +158,6 @@ class Scene:
         import torch
 
         return torch.as_tensor(value, dtype=self.dtype, device=self.device)
-
-    def _refuse_what_differs(self) -> None:
-        """Refuse actuators that are computed in neither engine's way here."""
-        import mujoco
-
-        m, joint = self.model, int(mujoco.mjtTrn.mjTRN_JOINT)
-        fixed, plain = int(mujoco.mjtGain.mjGAIN_FIXED), int(mujoco.mjtDyn.mjDYN_NONE)
-        simple = (m.actuator_trntype == joint) & (m.actuator_gaintype == fixed) & (m.actuator_dyntype == plain)
-        simple &= m.actuator_biastype <= int(mujoco.mjtBias.mjBIAS_AFFINE)
-        if not simple.all():
-            k = int((~simple).argmax())
-            raise RobotError(
-                f"actuator {m.actuator(k).name or k}: on Genesis actuators are motors and servos at joints, without "
-                "activation and without tendons"
-            )
-        if len(set(m.actuator_trnid[:, 0].tolist())) < m.nu:
-            raise RobotError("two actuators drive one joint, which Genesis does not model")
-        if int(m.opt.integrator) not in _INTEGRATORS:
-            raise RobotError("Genesis integrates by Euler or implicitfast; the robot file asks for another method")
-        if m.ntendon:
-            raise RobotError(f"the robot has {m.ntendon} tendons, which Genesis does not model")
 
     def _matched_geoms(self) -> dict[int, int]:
         """Return where Genesis keeps the geoms that take part in contacts: MuJoCo's number -> the number there."""
@@ -230,7 +225,13 @@ class Scene:
         try:
             self._scene.step(update_visualizer=False, refresh_visualizer=False)
         except started().GenesisException as error:
-            raise NonFiniteError(f"Genesis stopped: {error}") from error
+            # too many contacts for what it has room for, for instance; plants that are lost are told by `lost`
+            if "nan" not in str(error) and "not finite" not in str(error):
+                raise RobotError(f"Genesis stopped: {error}") from error
+
+    def lost(self) -> NDArray[np.bool_]:
+        """Return which plants (n,) Genesis has stopped, for they left the finite numbers; `set_state` revives them."""
+        return np.asarray(self.solver.get_error_envs_mask().cpu().numpy(), bool).reshape(self.n)
 
     def forces(self) -> torch.Tensor:
         """Return the forces of the actuators (n, U) in the last substep, before their gears [N·m or N]."""
@@ -250,8 +251,13 @@ class Scene:
         where = slice(None) if plants is None else plants.long()
         gear = self.gear[where]
         bias = gear[..., None] * self.bias[where]
-        low, high = (gear * self.force_range[where][..., k] for k in range(2))
-        low, high = torch.minimum(low, high), torch.maximum(low, high)
+        # Genesis measures from the pose in the file
+        bias[..., 0] += gear * bias[..., 1] * self._zero
+        # of a gear of zero there is no force to be limited
+        limits = [gear * self.force_range[where][..., k] for k in (0, 1)]
+        ends = [torch.nan_to_num(limit, nan=0.0, posinf=np.inf, neginf=-np.inf) for limit in limits]
+        low = torch.maximum(torch.minimum(*ends), self._at_joint[:, 0])
+        high = torch.minimum(torch.maximum(*ends), self._at_joint[:, 1])
         at = {"dofs_idx_local": self._driven, "envs_idx": plants}
         wanted = [gear * self.gain[where], bias[..., 0], gear * bias[..., 1], gear * bias[..., 2], low, high]
         self.entity.set_dofs_act_gain(wanted[0], **at)
@@ -305,23 +311,84 @@ def _disabled(model: Any, flag: str) -> bool:
     return bool(int(model.opt.disableflags) & int(getattr(mujoco.mjtDisableBit, f"mjDSBL_{flag}")))
 
 
-_FREE: dict[tuple[str, float], list[Scene]] = {}
+# Of MuJoCo's model, whose effect Genesis cannot take away.
+_FLAGS = ("CONSTRAINT", "EQUALITY", "FRICTIONLOSS", "SPRING", "DAMPER", "CLAMPCTRL", "ACTUATION", "EULERDAMP")
 
 
-def borrow(spec: mujoco.MjSpec, n: int, timestep: float, owner: object) -> Scene:
-    """Return a scene that nobody else uses until `owner` is gone: one that was built before, or a new one.
+def refuse_what_differs(m: Any) -> None:
+    """Raise a RobotError for what Genesis computes otherwise than MuJoCo, or not at all.
+
+    Args:
+        m: MuJoCo's model.
+    """
+    import mujoco
+
+    plain = np.isin(m.jnt_type, [int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)])
+    at_joint = m.actuator_trntype == int(mujoco.mjtTrn.mjTRN_JOINT)
+    simple = at_joint & plain[np.where(at_joint, m.actuator_trnid[:, 0], 0)] if m.njnt else at_joint
+    simple = simple & (m.actuator_gaintype == int(mujoco.mjtGain.mjGAIN_FIXED))
+    simple &= m.actuator_dyntype == int(mujoco.mjtDyn.mjDYN_NONE)
+    simple &= m.actuator_biastype <= int(mujoco.mjtBias.mjBIAS_AFFINE)
+    touching = (m.geom_contype != 0) | (m.geom_conaffinity != 0)
+    touching &= not _disabled(m, "CONTACT")
+    springs = plain & (m.jnt_stiffness > 0)
+    rests = springs & ~np.isclose(m.qpos_spring[m.jnt_qposadr], m.qpos0[m.jnt_qposadr])
+    off = [flag.lower() for flag in _FLAGS if _disabled(m, flag)]
+    for kind, wrong, what in (
+        ("actuator", ~simple, "on Genesis actuators are motors and servos at hinges and slides, without activation"),
+        ("actuator", _repeated(m.actuator_trnid[:, 0]), "two actuators drive one joint"),
+        ("", [int(m.opt.integrator) not in _INTEGRATORS], "Genesis integrates by Euler or implicitfast"),
+        ("", [m.ntendon > 0], "Genesis models no tendons"),
+        ("", [m.npair > 0], "Genesis knows no contact pairs"),
+        ("", [m.opt.density > 0 or m.opt.viscosity > 0], "Genesis has no medium (density, viscosity)"),
+        ("", off, f"Genesis cannot disable {', '.join(off)} (option/flag)"),
+        ("body", m.body_gravcomp != 0, "Genesis has no gravcomp"),
+        ("joint", rests, "in Genesis a spring rests where the joint is in the file, not at its springref"),
+        ("joint", ~plain & (m.jnt_limited != 0), "Genesis limits hinges and slides alone"),
+        ("geom", touching & (m.geom_condim != 3), "contacts in Genesis have condim 3"),
+        ("geom", touching & (m.geom_solref[:, 0] <= 0), "Genesis takes no negative solref"),
+        ("geom", touching & ((m.geom_margin != 0) | (m.geom_gap != 0)), "Genesis has no margin or gap"),
+        ("geom", touching & ((m.geom_priority != 0) | (m.geom_solmix != 1)), "Genesis has no priority or solmix"),
+    ):
+        found = np.flatnonzero(np.asarray(wrong, bool))
+        if len(found):
+            which = f" ({kind} {found[0]})" if kind else ""
+            raise RobotError(f"the robot is not for Genesis: {what}{which}; MuJoCo takes it")
+
+
+def _repeated(numbers: NDArray[np.int_]) -> NDArray[np.bool_]:
+    return np.array([k in numbers[:i] for i, k in enumerate(numbers)], bool)
+
+
+# Scenes that nobody uses, the latest last, and how many of them are kept.
+_FREE: list[tuple[tuple[str, float, int], Scene]] = []
+_KEPT = 4
+
+
+class Lease:
+    """A scene that nobody else uses for as long as somebody holds this."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+
+
+def borrow(spec: mujoco.MjSpec, n: int, timestep: float) -> Lease:
+    """Return a scene that was built before and is free, or a new one.
 
     Raises:
         ParameterError: n is not a number of plants.
+        RobotError: see `Scene`.
     """
     if not isinstance(n, int) or n < 1:
         raise ParameterError(f"expected one plant or more, found {n!r}")
-    key = hashlib.sha256(described(spec).encode()).hexdigest(), timestep
-    free = _FREE.setdefault(key, [])
-    found = next((scene for scene in free if scene.n == n), None)
-    if found is None:
-        found = Scene(spec, n, timestep)
-    else:
-        free.remove(found)
-    weakref.finalize(owner, free.append, found)
-    return found
+    key = hashlib.sha256(described(spec).encode()).hexdigest(), timestep, n
+    at = next((k for k, (other, _) in enumerate(_FREE) if other == key), None)
+    lease = Lease(Scene(spec, n, timestep) if at is None else _FREE.pop(at)[1])
+    weakref.finalize(lease, _give_back, key, lease.scene)
+    return lease
+
+
+def _give_back(key: tuple[str, float, int], scene: Scene) -> None:
+    scene.fresh = False
+    _FREE.append((key, scene))
+    del _FREE[:-_KEPT]

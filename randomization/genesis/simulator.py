@@ -40,9 +40,10 @@ class GenesisSimulator:
 
     def __init__(self, model: GenesisModel, n: int, timestep: float = 0.001) -> None:
         self.model = model
-        self.scene = borrow(model.spec, n, timestep, self)
+        lease = borrow(model.spec, n, timestep)
+        self.scene = lease.scene
         assert isinstance(model.fields, GenesisFields)
-        self._parameters = MujocoParameters(model.fields, GenesisModels(self.scene, model.fields))
+        self._parameters = MujocoParameters(model.fields, GenesisModels(lease, model.fields))
         start = np.concatenate(model.start())
         self.set_state(np.tile(start, (n, 1)))
 
@@ -92,18 +93,22 @@ class GenesisSimulator:
 
     def step(self, effort: Array) -> Array:
         self._require_finite("effort", effort)
+        self._require_finite("state", self.state())
         controls = self.scene.tensor(effort)
         states = []
         for k in range(effort.shape[1]):
-            self.scene.step(controls[:, k])
+            self.scene.step(self.scene.within_range(controls[:, k]))
             states.append(self.state())
         if not states:
             return np.zeros((self.n, 0, 2 * self.degrees_of_freedom))
-        self._require_finite("state", states[-1])
+        lost = np.flatnonzero(self.scene.lost())
+        if len(lost):
+            raise NonFiniteError(f"plant {lost[0]} left the finite numbers{self._parameters.describe(int(lost[0]))}")
         return np.stack(states, 1)
 
     def _require_finite(self, what: str, value: Array) -> None:
-        bad = ~np.isfinite(value).reshape(self.n, -1).all(1)
+        # what is larger MuJoCo takes for infinite, too
+        bad = ~(np.abs(value) <= 1e10).reshape(self.n, -1).all(1)
         if bad.any():
             plant = int(bad.argmax())
             raise NonFiniteError(f"plant {plant} has a {what} that is not finite{self._parameters.describe(plant)}")

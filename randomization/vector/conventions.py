@@ -67,6 +67,7 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._streams: dict[str, list[np.random.Generator]] = {}
         self._seeds: list[int] = []
         self.elapsed = np.zeros(num_envs, int)
+        self._returns = np.zeros(num_envs)
         self._done = np.zeros(num_envs, bool)
         self._begun = np.zeros(num_envs, bool)
         self._all = np.ones(num_envs, bool)
@@ -234,6 +235,8 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def _begin(self, mask: Mask, fresh: Mask, forced: Mapping[str, Any]) -> Infos:
         """Begin the episodes of the environments in `mask`; return their infos, (n, ...) each."""
         rows = np.flatnonzero(mask)
+        self.randomizer.ended(mask & self._done, self._returns, self.elapsed)
+        self._returns[rows] = 0.0
         self.randomizer.begin(self._streams["dynamics"], mask, fresh, forced)
         for line in (self._chain, self._sensors):
             if line is not None:
@@ -267,6 +270,7 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             if self.autoreset_mode == AutoresetMode.NEXT_STEP:
                 return self._step_some(actions, ~self._done)
         observation, reward, ended, infos = self._advance(actions, None)
+        self._add(reward)
         observation = self._sensed(observation)
         terminated, truncated = _host(ended), self._truncations()
         self._done = terminated | truncated
@@ -275,8 +279,18 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         told = self._masked(infos, self._all, self._all)
         return observation, reward, self._given(terminated), self._given(truncated), told
 
+    def _add(self, reward: Values) -> None:
+        """Sum up rewards, where a curriculum wants to know."""
+        if self.randomizer.curricula:
+            self._returns += plain(reward)
+
     def _taken(self, actions: Any) -> Values:
-        """Return actions as the engine takes them.
+        """Return actions as the engine takes them; see `_check_actions`."""
+        self._check_actions(actions)
+        return np.asarray(actions)
+
+    def _check_actions(self, actions: Any) -> None:
+        """Check actions before they are taken.
 
         Raises:
             ParameterError: another shape, or numbers that are not finite where stages would remember them.
@@ -286,7 +300,6 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             raise ParameterError(f"expected actions {expected}, found {tuple(np.shape(actions))}")
         if self._chain is not None:
             require_finite_actions(np.asarray(plain(actions)))
-        return np.asarray(actions)
 
     def _truncations(self) -> Mask:
         if not self.max_episode_steps:
@@ -299,6 +312,7 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         xp = array_api_compat.array_namespace(reward)
         terminated, truncated = _host(ended) & going, self._truncations() & going
         reward = xp.where(self._given(going), reward, xp.zeros_like(reward))
+        self._add(reward)
         begun = self._begin(~going, np.zeros(self.num_envs, bool), {})
         rows = np.flatnonzero(~going)
         observation[rows] = self._observe(rows)

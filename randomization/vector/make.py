@@ -78,6 +78,8 @@ def make_vec(
             given = next(iter(kwargs), "vectorization")
             raise ParameterError(f"a task of one's own runs as a batch, and takes no {given!r}; it does not render")
         if vectorization == "genesis":
+            if threads:
+                raise ParameterError("Genesis has threads of its own: set QD_NUM_THREADS before it starts")
             from sim2real.randomization.genesis import GenesisVectorEnv
 
             return GenesisVectorEnv(

@@ -35,7 +35,7 @@ def robot_task(name: str) -> FunctionTask:
 
 
 def swing_up() -> FunctionTask:
-    """Swing the pendulum up and hold it; torques of up to 2 N·m, 50 Hz.
+    """Swing the pendulum up and hold it; 50 Hz. Actions from -1 to 1 are torques of up to 2 N·m.
 
     Observed are sine, cosine and velocity.
     """
@@ -43,7 +43,7 @@ def swing_up() -> FunctionTask:
         _limited("pendulum", 2.0),
         observation=lambda p: _joined(p.qpos.sin(), p.qpos.cos(), p.qvel),
         reward=lambda p, action: (
-            0.5 - 0.5 * p.qpos[:, 0].cos() - 0.005 * p.qvel[:, 0] ** 2 - 0.002 * (action**2).sum(1)
+            0.5 - 0.5 * p.qpos[:, 0].cos() - 0.005 * p.qvel[:, 0] ** 2 - 0.008 * (action**2).sum(1)
         ),
         terminated=lambda p: p.qpos[:, 0].abs() > 12.0,
         frame_skip=20,
@@ -53,7 +53,7 @@ def swing_up() -> FunctionTask:
 
 
 def balance() -> FunctionTask:
-    """Keep the pole of the cart-pole up and the cart near the middle; forces of up to 10 N, 50 Hz.
+    """Keep the pole of the cart-pole up and the cart near the middle; 50 Hz. Actions from -1 to 1 are up to 10 N.
 
     Observed are the cart's position and velocity, and sine, cosine and velocity of the pole. An episode ends where the
     pole leans by more than 0.5 rad or the cart is more than a metre away.
@@ -61,7 +61,7 @@ def balance() -> FunctionTask:
     return FunctionTask(
         _limited("cartpole", 10.0),
         observation=lambda p: _joined(p.qpos[:, :1], p.qpos[:, 1:].sin(), p.qpos[:, 1:].cos(), p.qvel),
-        reward=lambda p, action: 1.0 - 0.1 * p.qpos[:, 0] ** 2 - 0.001 * (action**2).sum(1),
+        reward=lambda p, action: 1.0 - 0.1 * p.qpos[:, 0] ** 2 - 0.1 * (action**2).sum(1),
         terminated=lambda p: (p.qpos[:, 1].cos() > -np.cos(0.5)) | (p.qpos[:, 0].abs() > 1.0),
         frame_skip=20,
         initial=lambda rng: (
@@ -168,12 +168,13 @@ def genesis_asset(path: str) -> Path:
 
 
 def _limited(robot: str, effort: float) -> mujoco.MjSpec:
-    """Return a packaged robot whose motors take so much and no more [N·m or N]."""
+    """Return a packaged robot whose motors give so much for a command of one, which is the most [N·m or N]."""
     from sim2real.randomization.mujoco_model import load_spec
 
     spec = load_spec(robot)
     for actuator in spec.actuators:
-        actuator.ctrllimited, actuator.ctrlrange = True, [-effort, effort]
+        actuator.gear[0] *= effort
+        actuator.ctrllimited, actuator.ctrlrange = True, [-1.0, 1.0]
     return spec
 
 

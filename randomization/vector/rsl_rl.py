@@ -15,7 +15,8 @@ def to_rsl_rl(envs: PlantsVectorEnv, cfg: dict[str, Any] | None = None) -> RslRl
     """Return a batch of plants as the `VecEnv` that rsl_rl trains on: tensors, on the device of the batch.
 
     rsl_rl resets in the step that ends an episode and wants to know how long episodes are, so make the batch with
-    `autoreset_mode="SameStep"` and `max_episode_steps`.
+    `autoreset_mode="SameStep"` and `max_episode_steps`. Its policies begin with actions around zero: -1 and 1 are the
+    ends of the action space, where that has ends.
 
     Args:
         envs: of `make_vec`, on MuJoCo or on Genesis.
@@ -49,6 +50,10 @@ class RslRlEnv:
         self.num_envs, self.max_episode_length = base.num_envs, base.max_episode_steps
         self.num_actions = int(np.prod(base.single_action_space.shape))  # type: ignore[arg-type]
         self.device = getattr(base, "device", "cpu")
+        space: Any = base.single_action_space
+        ends = np.isfinite(space.low) & np.isfinite(space.high)
+        self._middle = self._tensor(np.where(ends, 0.5 * (space.high + space.low), 0.0))
+        self._half = self._tensor(np.where(ends, 0.5 * (space.high - space.low), 1.0))
         self._observation = self._tensor(envs.reset()[0])
 
     @property
@@ -80,6 +85,7 @@ class RslRlEnv:
         """Step with actions (n, A); return observations, rewards (n,), dones (n,) and extras."""
         import torch
 
+        actions = self._middle + self._half * actions.to(self.device)
         given = actions if self._base.takes_tensors else actions.cpu().numpy()
         observations, rewards, terminated, truncated, _ = self.envs.step(given)
         self._observation = self._tensor(observations)

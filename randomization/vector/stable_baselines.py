@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -11,8 +14,10 @@ from gymnasium.vector import AutoresetMode
 
 from sim2real.adapters.stage import plain
 from sim2real.errors import ParameterError, require
+from sim2real.randomization.curriculum import Curriculum
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecEnv
 
 
@@ -95,6 +100,60 @@ def to_stable_baselines(envs: gym.vector.VectorEnv[Any, Any, Any]) -> VecEnv:
             return [False for _ in self._get_indices(indices)]
 
     return Adapter()
+
+
+def checkpoints(folder: str | Path, curriculum: Curriculum, every: int = 20_000) -> BaseCallback:
+    """Return a callback of stable-baselines3 that saves the model and a curriculum together, whole or not at all.
+
+    Args:
+        folder: gets a folder a checkpoint, of which the last two are kept.
+        curriculum: of the environments that the model trains on.
+        every: environment steps between checkpoints.
+
+    Raises:
+        MissingExtraError: stable-baselines3 is not installed.
+    """
+    require("stable_baselines3", "rl")
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    place = Path(folder)
+
+    class Checkpoints(BaseCallback):
+        def _init_callback(self) -> None:
+            self.saved = self.num_timesteps
+
+        def _on_step(self) -> bool:
+            if self.num_timesteps - self.saved >= every:
+                self.saved = self.num_timesteps
+                name = f"checkpoint-{self.num_timesteps:012d}"
+                beside = place / f"{name}.part"
+                shutil.rmtree(beside, ignore_errors=True)
+                beside.mkdir(parents=True)
+                self.model.save(beside / "model.zip")
+                curriculum.save(beside / "curriculum.json")
+                os.replace(beside, place / name)
+                for old in _checkpoints(place)[:-2]:
+                    shutil.rmtree(old)
+            return True
+
+    return Checkpoints()
+
+
+def resumed(folder: str | Path, curriculum: Curriculum) -> Path | None:
+    """Put a curriculum where it was at the last checkpoint; return the model's file there, or None without any.
+
+    Raises:
+        ParameterError: the checkpoint is of another curriculum.
+    """
+    found = _checkpoints(Path(folder))
+    if not found:
+        return None
+    curriculum.load(found[-1] / "curriculum.json")
+    return found[-1] / "model.zip"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("checkpoint-*") if path.suffix != ".part")
 
 
 def _single(infos: dict[str, Any], i: int) -> dict[str, Any]:

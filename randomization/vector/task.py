@@ -148,7 +148,8 @@ class FunctionTask(Task):
         torch: whether the functions take and return tensors.
 
     Attributes:
-        spec: the robot as a description that Genesis can read, too; None for a compiled `MjModel`.
+        spec: the robot as a description that Genesis can read, too; None for a compiled `MjModel`. Genesis sees nothing
+            of changes to `model` after it was compiled.
 
     Example:
         >>> task = FunctionTask(
@@ -184,7 +185,7 @@ class FunctionTask(Task):
         if isinstance(robot, mujoco.MjModel):
             self.model = robot
         else:
-            self.spec = robot if isinstance(robot, mujoco.MjSpec) else load_spec(robot)
+            self.spec = robot.copy() if isinstance(robot, mujoco.MjSpec) else load_spec(robot)
             self.model = compiled(self.spec, "the robot" if isinstance(robot, mujoco.MjSpec) else robot)
         self.torch = torch
         if not isinstance(frame_skip, int) or frame_skip < 1:

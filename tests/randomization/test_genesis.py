@@ -22,7 +22,6 @@ from sim2real.plant import Plant
 from sim2real.randomization import RobotModel, Simulator
 from sim2real.randomization.genesis import GenesisModel, GenesisSimulator, GenesisVectorEnv
 from sim2real.randomization.genesis.models import GenesisFields
-from sim2real.randomization.robots import path
 from sim2real.randomization.vector import (
     AppendParametersVector,
     FunctionTask,
@@ -293,22 +292,133 @@ def test_what_is_not_finite_names_its_plant() -> None:
         simulator.step(effort)
 
 
-def test_robots_that_genesis_cannot_have_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RobotError, match="tendons, which Genesis does not model"):
+def robot(options: str = "", joint: str = "", geom: str = "", actuator: str = "", flags: str = "") -> str:
+    """A bar at a hinge and a ball that falls beside it, with something more."""
+    return f"""<mujoco><option timestep="0.002" {options}><flag {flags}/></option><worldbody>
+        <geom name="floor" type="plane" size="5 5 1"/>
+        <body name="bar" pos="0 0 2"><joint name="hinge" axis="0 1 0" damping="0.01" {joint}/>
+          <inertial pos="0.05 0 -0.2" mass="0.5" diaginertia="0.01 0.011 0.003"/></body>
+        <body name="ball" pos="1 0 0.11"><joint name="fall" type="slide" axis="0 0 1"/>
+          <geom name="ball" type="sphere" size="0.1" mass="0.3" {geom}/></body>
+        </worldbody><actuator>
+        {actuator or '<motor name="motor" joint="hinge"/>'}
+        </actuator></mujoco>"""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"joint": 'actuatorfrclimited="true" actuatorfrcrange="-0.2 0.2"'},
+        {"joint": 'ref="0.5"', "actuator": '<position name="servo" joint="hinge" kp="5" kv="0.1"/>'},
+        {"actuator": '<motor name="motor" joint="hinge" gear="-2" ctrllimited="true" ctrlrange="-0.3 0.1"/>'},
+        {"actuator": '<motor name="motor" joint="hinge" gear="-2" forcelimited="true" forcerange="-0.3 0.1"/>'},
+        {"actuator": '<motor name="motor" joint="hinge" gear="0"/>'},
+        {"joint": 'stiffness="2"'},
+        {"joint": 'limited="true" range="-0.1 0.2"'},
+        {"joint": 'limited="true" range="-0.1 0.2"', "flags": 'limit="disable"'},
+        {"flags": 'gravity="disable"'},
+        {"geom": 'solref="0.05 1"'},
+    ],
+    ids=lambda more: " ".join(more.values())[:40] or "plain",
+)
+def test_a_robot_moves_as_on_mujoco_whatever_its_file_says(more: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "robot.xml"
+    file.write_text(robot(**more))
+    paths = []
+    for model in (GenesisModel(file), RobotModel(file)):
+        simulator = model.simulate(2, 0.002, 1)
+        simulator.set_state(np.array([[0.1, 0.0, 1.0, 0.0], [-0.05, 0.0, 0.0, -0.5]]))
+        paths.append(simulator.step(np.tile(np.array([[[0.4]], [[-0.4]]]), (1, 150, 1))))
+    motion = np.ptp(paths[1], axis=(0, 1)) + 1e-3
+    # a ball that hits the floor tells single from double precision
+    assert (np.abs(paths[0] - paths[1]).max((0, 1)) < np.array([0.01, 0.05, 0.01, 0.05]) * motion).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"options": 'integrator="RK4"'}, "integrates by Euler or implicitfast"),
+        ({"options": 'density="1.2"'}, "no medium"),
+        ({"flags": 'damper="disable"'}, "cannot disable damper"),
+        ({"joint": 'stiffness="1" springref="0.3"'}, r"springref \(joint 0\)"),
+        ({"geom": 'condim="1"'}, r"condim 3 \(geom 1\)"),
+        ({"geom": 'solref="-100 -1"'}, "no negative solref"),
+        ({"geom": 'margin="0.01"'}, "no margin"),
+        ({"geom": 'priority="2"'}, "no priority"),
+        ({"actuator": '<general joint="hinge" dyntype="filter" dynprm="0.1"/>'}, "motors and servos"),
+        ({"actuator": '<motor joint="hinge"/><motor joint="hinge"/>'}, "two actuators drive one joint"),
+    ],
+)
+def test_robots_that_genesis_computes_otherwise_are_refused(more: dict[str, str], why: str, tmp_path: Path) -> None:
+    file = tmp_path / "robot.xml"
+    file.write_text(robot(**more))
+    with pytest.raises(RobotError, match=why):
+        GenesisVectorEnv(task_of(str(file)), 1)
+    with pytest.raises(RobotError, match="Genesis models no tendons"):
         GenesisModel("double_pendulum").simulate(1, 0.001)
-    text = path("pendulum").read_text()
-    for old, new, why in (
-        ('integrator="Euler"', 'integrator="RK4"', "integrates by Euler or implicitfast"),
-        (
-            '<motor name="motor"',
-            '<general dyntype="filter" dynprm="0.1" name="motor"',
-            "actuators are motors and servos",
-        ),
-    ):
-        file = tmp_path / "robot.xml"
-        file.write_text(text.replace(old, new))
-        with pytest.raises(RobotError, match=why):
-            GenesisVectorEnv(task_of(str(file)), 1)
+
+
+def test_an_inertia_stays_about_its_axes_in_a_scene_that_is_lent_again(tmp_path: Path) -> None:
+    file = tmp_path / "robot.xml"
+    file.write_text(robot().replace('axis="0 1 0"', 'axis="1 0 0"'))
+    first = GenesisModel(file).simulate(2, 0.002)
+    expected, scene = first.effective_inertia(), first.scene
+    first.write({"dynamics.bar.inertia[0]": np.full(2, 0.0135)})
+    assert (first.effective_inertia()[:, 0] > expected[:, 0] + 0.003).all()
+    del first
+    again = GenesisModel(file).simulate(2, 0.002)
+    assert again.scene is scene
+    np.testing.assert_allclose(again.effective_inertia(), expected, rtol=1e-6)
+
+
+def test_a_store_that_outlives_its_environment_keeps_the_scene_to_itself() -> None:
+    envs = GenesisVectorEnv(swinging(), 5)
+    store, scene = envs.parameter_store(), envs.scene
+    del envs
+    other = GenesisVectorEnv(swinging(), 5)
+    assert other.scene is not scene
+    store.write({"dynamics.payload.mass": np.full(5, 2.0)})
+    np.testing.assert_array_equal(other.parameter_store().read()["dynamics.payload.mass"], np.full(5, 0.546))
+
+
+def test_an_environment_that_is_lost_starts_anew_and_the_others_go_on() -> None:
+    envs, alone = (GenesisVectorEnv(swinging(), 2) for _ in "ab")
+    for e in (envs, alone):
+        e.reset(seed=0)
+    calm = torch.zeros(2, 1)
+    blown = calm.clone()
+    blown[1] = torch.nan
+    for k in range(3):
+        got = envs.step(blown if k == 0 else calm)[0]
+        expected = alone.step(calm)[0]
+        np.testing.assert_array_equal(got[0], expected[0])
+        assert bool(torch.isfinite(got).all())
+
+
+def test_controls_are_those_of_the_last_step_and_none_after_a_reset() -> None:
+    task = FunctionTask(
+        robot_task("pendulum").spec,  # type: ignore[arg-type]
+        observation=lambda p: torch.cat([p.ctrl, p.qpos], 1),
+        reward=lambda p, action: p.ctrl[:, 0],
+        terminated=lambda p: p.qpos[:, 0] > 99,
+        torch=True,
+    )
+    for envs in (GenesisVectorEnv(task, 2), MujocoVectorEnv(task, 2, threads=1)):
+        envs.reset(seed=0)
+        actions = np.full((2, 1), 5.0, np.float32)
+        observation, reward = envs.step(actions)[:2]
+        actions[:] = -7.0
+        assert np.asarray(observation)[:, 0].tolist() == np.asarray(reward).tolist() == [5.0, 5.0]
+        assert np.asarray(envs.reset()[0])[:, 0].tolist() == [0.0, 0.0]
+
+
+def test_a_task_keeps_its_robot_to_itself() -> None:
+    spec = robot_task("pendulum").spec
+    assert spec is not None
+    task = task_of(spec)
+    spec.actuators[0].gear[0] = 77.0
+    assert GenesisVectorEnv(task, 1).scene.gear.item() == 2.0
 
 
 # Environments.
@@ -551,7 +661,7 @@ def test_stable_baselines_trains_on_it(trained: Any) -> None:
     model = sb3.PPO("MlpPolicy", envs, n_steps=32, batch_size=64, n_epochs=1, device="cpu", seed=0)
     model.learn(128)
     for _ in range(30):
-        _, rewards, dones, infos = envs.step(np.full((4, 1), 10.0, np.float32))
+        _, rewards, dones, infos = envs.step(np.full((4, 1), 1.0, np.float32))
         assert rewards.dtype == np.float32
         for i in np.flatnonzero(dones):
             assert infos[i]["terminal_observation"].shape == (6,)
@@ -565,7 +675,7 @@ def test_rsl_rl_sees_tensors(trained: Any) -> None:
     assert envs.get_observations()["policy"].shape == (4, 5)
     ended = late = 0
     for k in range(60):
-        observations, rewards, dones, extras = envs.step(torch.full((4, 1), 0.0 if k < 30 else 10.0))
+        observations, rewards, dones, extras = envs.step(torch.full((4, 1), 0.0 if k < 30 else 1.0))
         assert observations["policy"].dtype == rewards.dtype == torch.float32
         assert torch.equal(envs.episode_length_buf == 0, dones.bool())
         ended, late = ended + int(dones.sum()), late + int(extras["time_outs"].sum())
