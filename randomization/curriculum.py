@@ -14,6 +14,7 @@ import numpy as np
 
 from sim2real.errors import ParameterError, did_you_mean
 from sim2real.randomization.addressing import BoundParameters
+from sim2real.randomization.joint import JointEmpirical, JointNormal
 from sim2real.randomization.parameters import Array, ParameterSet
 
 Performance = Literal["return", "length"]
@@ -157,7 +158,7 @@ class Automatic(Curriculum):
         self._kept: Mapping[str, Any] | None = None
 
     def attach(self, bound: BoundParameters) -> None:
-        if len(bound.parameters.names) != bound.dimension:
+        if isinstance(bound.parameters, JointNormal | JointEmpirical):
             raise ParameterError("bounds widen one parameter at a time: parameters that are drawn together have none")
         if self._draws is not None:
             if bound.parameters.names != self._names:

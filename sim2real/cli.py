@@ -22,7 +22,10 @@ VERBS = {
     "run": ("report", "run the whole loop: identify, pre-train, fine-tune, evaluate, control, report"),
     "identify": ("identify", "identify the parameters of a robot from its logs"),
     "finetune": ("finetune", "identify, pre-train a world model, and fine-tune its dynamics on the logs"),
-    "evaluate": ("evaluate", "score the simulator and the world model on held-out logs"),
+    "evaluate": (
+        "evaluate",
+        "score the simulator and the world model on held-out logs; with simulators=[mujoco,genesis] compare engines",
+    ),
     "control": ("control", "let the controllers run on the recipe's twin"),
 }
 
@@ -156,6 +159,9 @@ def _run(options: argparse.Namespace, console: Console) -> None:
 
     # what is misspelt is said before torch and MuJoCo are loaded
     recipe = load_recipe(options.recipe, options.overrides)
+    if options.verb == "evaluate" and recipe.simulators:
+        _simulators(recipe, options, console)
+        return
     from sim2real.pipeline import Watcher, run
 
     if getattr(options, "check", 0):
@@ -179,6 +185,24 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         watcher = Watcher(begin, lambda line: status.update(f"{stage[0]}: {plain(line)}"), end)
         run(recipe, options.output, until=VERBS[options.verb][0], again=options.again, watcher=watcher)
     summarise(directory, options.verb, console)
+
+
+def _simulators(recipe: Any, options: argparse.Namespace, console: Console) -> None:
+    """Say where two simulators of the recipe's robot part."""
+    from rich.table import Table
+
+    from sim2real.simulators import compare_recipe, read_disagreement, told
+
+    with console.status("starting the simulators") as status:
+        directory = compare_recipe(recipe, options.output, lambda line: status.update(plain(line)))
+    found = read_disagreement(directory)
+    table = Table("apart, share of the motion", *(f"{h:g} s" for h in found.horizons), box=None, pad_edge=False)
+    for channel, shares in zip(found.channels, found.share.T, strict=True):
+        table.add_row(plain(channel), *(f"{100 * share:.2g} %" for share in shares))
+    console.print(table)
+    for line in told(found):
+        console.print(f"• {plain(line)}")
+    console.print(f"report: {plain(str(directory / 'simulators.html'))}")
 
 
 def _dagger(options: argparse.Namespace, console: Console) -> None:

@@ -243,6 +243,19 @@ class SweepSection(Section):
     concurrent: int = Field(default=2, ge=1)
 
 
+class CompareSection(Section):
+    """How simulators are compared: draws of the parameters, each from a start of its own; see `compare_simulators`.
+
+    `policy` is a function of states and time, `file.py:name` or `module:name`; without it, commands that excite.
+    """
+
+    policy: str | None = None
+    draws: int = Field(default=16, ge=1)
+    seconds: float = Field(default=2.0, gt=0)
+    period: float = Field(default=0.01, gt=0)
+    spread: float = Field(default=0.5, ge=0)
+
+
 class Recipe(Section):
     """What `sim2real run` reads. Exactly one of `logs` and `twin` says where the recordings come from."""
 
@@ -265,6 +278,8 @@ class Recipe(Section):
     dagger: DaggerSection = DaggerSection()
     control: ControlSection
     sweep: SweepSection | None = None
+    simulators: list[Literal["mujoco", "genesis"]] = []
+    compare: CompareSection = CompareSection()
 
     @model_validator(mode="after")
     def _one_source(self) -> Recipe:
@@ -287,7 +302,9 @@ class Recipe(Section):
 
     def digest(self) -> str:
         """Return a short fingerprint of everything that the results of a run depend on."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"sweep", "dagger"}), sort_keys=True)
+        text = json.dumps(
+            self.model_dump(mode="json", exclude={"sweep", "dagger", "simulators", "compare"}), sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sim2real.adapters import Chain, Latency, TorqueLimit
 from sim2real.adapters.stage import plain
+from sim2real.cli import main
 from sim2real.errors import MissingExtraError, NonFiniteError, ParameterError, RobotError
 from sim2real.plant import Plant
 from sim2real.randomization import RobotModel, Simulator
@@ -31,6 +32,8 @@ from sim2real.randomization.vector import (
     to_rsl_rl,
     to_stable_baselines,
 )
+from sim2real.recipe import load_recipe
+from sim2real.simulators import read_disagreement
 
 pytest.importorskip("genesis", reason="Genesis is not installed (extra `genesis`)")
 Array = NDArray[np.float64]
@@ -703,3 +706,22 @@ def test_dead_zones_and_latencies_are_those_of_the_chain() -> None:
     speed = envs.step(np.ones((2, 1)))[0][:, 0].numpy()
     # from rest, under a constant torque, speed is nearly proportional to how long it has acted: 20 ms and 7 ms
     assert speed[1] / speed[0] == pytest.approx(7 / 20, rel=0.03)
+
+
+def test_a_recipe_is_compared_on_both_engines_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["simulators=[mujoco,genesis]", "compare.draws=3", "compare.seconds=1.0"]
+    assert main(["evaluate", "recipes/pendulum.yaml", *settings, "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "mujoco and genesis agree" in said
+    (directory,) = tmp_path.iterdir()
+    found = read_disagreement(directory)
+    assert found.simulators == ("mujoco", "genesis")
+    assert 0 < found.largest < 0.02
+    assert set(found.explained) == set(load_recipe("recipes/pendulum.yaml").parameters)
+    page = (directory / "simulators.html").read_text(encoding="utf-8")
+    assert "hinge.velocity" in page
+    assert "mujoco and genesis agree" in page
+    assert main(["evaluate", "recipes/dfki_double_pendulum.yaml", *settings, "--output", str(tmp_path)]) == 1
+    assert "Genesis models no tendons" in capsys.readouterr().err
