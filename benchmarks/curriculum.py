@@ -59,12 +59,12 @@ PROBLEMS = {
     ),
     "pendulum": Problem(
         {
-            "dynamics.payload.mass": "*LogU(0.3, 3)",
-            "dynamics.motor.gear": "*LogU(0.3, 3)",
-            "execution.latency.delay": "=U(0, 0.15) s",
+            "dynamics.payload.mass": "*LogU(0.2, 5)",
+            "dynamics.motor.gear": "*LogU(0.2, 5)",
+            "execution.latency.delay": "=U(0, 0.25) s",
         },
-        hold=110.0,
-        lose=80.0,
+        hold=150.0,
+        lose=135.0,
     ),
 }
 LATENCY = [{"stage": "latency", "delay": 0.0, "longest": 0.25}]
