@@ -83,15 +83,13 @@ class Disagreement:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Disagreement:
         """Return what `to_json` gave."""
-        arrays = {key: np.array(document[key], float) for key in ("apart", "share", "times", "paths")}
-        tuples = {key: tuple(document[key]) for key in ("simulators", "channels", "units", "horizons")}
-        return cls(
-            explained=dict(document["explained"]),
-            shift=dict(document["shift"]),
-            name=document["name"],
-            **tuples,
-            **arrays,
-        )  # type: ignore[arg-type]
+        kinds: dict[str, Callable[[Any], Any]] = {
+            **dict.fromkeys(("simulators", "channels", "units", "horizons"), tuple),
+            **dict.fromkeys(("apart", "share", "times", "paths"), np.array),
+            **dict.fromkeys(("explained", "shift"), dict),
+            "name": str,
+        }
+        return cls(**{key: kind(document[key]) for key, kind in kinds.items()})
 
 
 def compare_simulators(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from sim2real.randomization import (
     parse_distribution,
     parse_randomizations,
 )
-from sim2real.randomization.vector import make_vec
+from sim2real.randomization.vector import make_vec, resumed
 from sim2real.randomization.wrappers import RandomizeDynamics
 
 MASS, GEAR = "dynamics.pole.mass", "dynamics.motor.gear"
@@ -243,6 +246,32 @@ def test_it_needs_parameters_of_their_own_that_hold_the_nominal_value() -> None:
         make_vec("cartpole", 2, threads=1, parameters=[joint])
     with pytest.raises(ParameterError, match="no environment has the curriculum yet"):
         Automatic(1.0, 0.0).bounds()
+
+
+def test_a_killed_training_goes_on_with_its_bounds(tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed (extra `rl`)")
+    script = Path(__file__).parents[2] / "examples" / "widen_bounds.py"
+    command = [sys.executable, str(script), "--folder", str(tmp_path / "run"), "--steps"]
+    started = subprocess.Popen([*command, "10000000"], stdout=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while len(list((tmp_path / "run").glob("checkpoint-*[0-9]"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+    finally:
+        started.kill()  # -9
+        started.wait()
+    kept = sorted((tmp_path / "run").glob("checkpoint-*[0-9]"))
+    saved = json.loads((kept[-1] / "curriculum.json").read_text())
+    step = int(kept[-1].name.removeprefix("checkpoint-"))
+    done = subprocess.run([*command, str(step + 1)], capture_output=True, text=True, timeout=120, check=True)
+    first = done.stdout.splitlines()[0]
+    assert f"going on from step {step}, bounds" in first
+    assert len(saved["names"]) == 2
+    last = resumed(tmp_path / "run", Automatic(hold=80.0, lose=50.0, episodes=5, step=0.05))
+    assert last is not None
+    assert last.is_file()
+    newest = json.loads((last.parent / "curriculum.json").read_text())
+    assert newest["moves"] >= saved["moves"]
 
 
 def test_annealing_draws_ever_more_from_the_posterior() -> None:
