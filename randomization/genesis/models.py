@@ -102,6 +102,8 @@ class GenesisModels:
         self._values = {f: np.broadcast_to(v, (scene.n, *v.shape)).copy() for f, v in self._nominal.items()}
         self._edited: set[str] = set()
         self._friction = self._nominal_friction()
+        self._moving = np.flatnonzero((m.body_weldid != 0) & (m.body_mass > 0))
+        self._links = scene.links[self._moving].tolist()
         self._homes = self._all_homes()
         used = {place.field for address in fields.addresses.values() for place in address.places}
         self._used = used | {"body_inertia"}
@@ -141,12 +143,20 @@ class GenesisModels:
 
     def _push(self, fields: Iterable[str], plants: Rows) -> None:
         where = self._scene.indices(plants)
+        inertias = self._scene.inertias()
+        if inertias is not None and {"body_mass", "body_inertia"} <= set(fields):
+            # what Genesis derives from both it derives anew when masses are set: inertias need no call of their own
+            home, fields = self._homes["body_inertia"], set(fields) - {"body_inertia"}
+            moments = self._scene.tensor(self._values["body_inertia"][plants][(slice(None), *home.index)])
+            inertias[where.long()[:, None], torch.as_tensor(self._links, device=where.device)[None]] = torch.diag_embed(
+                moments
+            )
         for field in sorted(fields):
             home = self._homes[field]
             chosen = self._values[field][plants][(slice(None), *home.index)]
             if chosen.size:
                 home.write(self._scene.tensor(chosen), where)
-        if any(field.startswith("actuator") for field in fields) and self._scene.model.nu:
+        if self._scene.left_to_engine and any(field.startswith("actuator") for field in fields):
             self._scene.drive(where)
 
     def _pull(self, field: str, plants: Rows) -> Array:
@@ -175,8 +185,7 @@ class GenesisModels:
 
     def _all_homes(self) -> dict[str, _Home]:
         s, m, e = self._scene, self._scene.model, self._scene.entity
-        moving = np.flatnonzero((m.body_weldid != 0) & (m.body_mass > 0))
-        links = s.links[moving].tolist()
+        moving, links = self._moving, self._links
         plain = np.isin(m.jnt_type, _PLAIN)
         springs, limited = np.flatnonzero(plain), np.flatnonzero(plain & (m.jnt_limited != 0))
         spring_dofs = s.dofs[m.jnt_dofadr[springs]].tolist()

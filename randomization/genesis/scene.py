@@ -143,6 +143,8 @@ class Scene:
         self._servos = bool(m.actuator_biasprm[:, :3].any())
         joints = m.actuator_trnid[:, 0]
         own = np.where(m.jnt_actfrclimited[joints, None] != 0, m.jnt_actfrcrange[joints], [-np.inf, np.inf])
+        # of motors without limits nothing is left to Genesis
+        self.left_to_engine = self._servos or bool(np.isfinite(endless).any() or np.isfinite(own).any())
         self._at_joint, self._zero = self.tensor(own), self.tensor(m.qpos0[m.jnt_qposadr[joints]])
         self.fresh = True
         self.drive()
@@ -291,6 +293,15 @@ class Scene:
         there = self.solver.dyn_state.dofs
         found: torch.Tensor = qd_to_torch(there.qf_bias, transpose=True) - qd_to_torch(there.qf_passive, transpose=True)
         return found[:, self.dofs]
+
+    def inertias(self) -> torch.Tensor | None:
+        """Return the inertias of Genesis' links (n, L, 3, 3), to be written into, or None where they are not shared."""
+        from genesis.utils.misc import qd_to_torch
+
+        if not started().use_zerocopy:
+            return None
+        shared: torch.Tensor = qd_to_torch(self.solver.dyn_info.links.inertial_i, transpose=True, copy=False)
+        return shared
 
     def body_poses(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return positions (n, B, 3) [m] and orientations (n, B, 4, w first) of the bodies."""

@@ -1,6 +1,6 @@
 """What does Genesis do a second, what does randomization cost there, and how far is it from MuJoCo?
 
-    python benchmarks/genesis.py [--envs N ...] [--tasks NAME ...] [--quick] [--json FILE]
+    python benchmarks/engines.py [--envs N ...] [--tasks NAME ...] [--quick] [--json FILE]
 
 Environment steps a second of robot tasks, with resets: bare on Genesis; with all masses, dampings and gears (servos:
 gains) of every environment randomized at every reset; and randomized on MuJoCo's batch, on as many threads as Genesis
