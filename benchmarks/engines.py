@@ -111,7 +111,7 @@ def main() -> None:
             )
     for robot in ("pendulum", "cartpole"):
         result["disagree"][robot] = disagreement(robot)
-        print(f"{robot}: engines apart by {result['disagree'][robot]:.2%} of the motion within a second")
+        print(f"{robot}: engines apart by {result['disagree'][robot]:.0e} of the motion within a second")
     if options.json:
         options.json.write_text(json.dumps(result | surroundings("mujoco", "torch", "genesis-world"), indent=1))
 

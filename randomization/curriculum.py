@@ -215,7 +215,8 @@ class Automatic(Curriculum):
         if self._draws is None:
             raise ParameterError("no environment has the curriculum yet: make one with Randomization(parameters, it)")
         ends = [self._draws.quantile(np.clip(u, 0.0, 1.0)[None]) for u in (self.low, self.high)]
-        return {name: (float(ends[0][name][0]), float(ends[1][name][0])) for name in self._names}
+        # to ten digits: a probability is not a value, and back again
+        return {name: tuple(float(f"{end[name][0]:.10g}") for end in ends) for name in self._names}  # type: ignore[misc]
 
     @property
     def width(self) -> float:

@@ -45,3 +45,11 @@ def test_recipe_is_accepted() -> None:
     observations, infos = many.reset(seed=3)
     assert observation.tolist() == observations[0].tolist()
     assert info["parameters"]["execution.latency.delay"] == infos["parameters"]["execution.latency.delay"][0] > 0
+
+
+def test_curricula_run() -> None:
+    page = (ROOT / "docs" / "curricula.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(block, names)
+    assert names["curriculum"].bounds()["dynamics.pole.mass"] == (1.0, 1.0)

@@ -3,6 +3,7 @@ to start."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -725,3 +726,14 @@ def test_a_recipe_is_compared_on_both_engines_from_the_command_line(
     assert "mujoco and genesis agree" in page
     assert main(["evaluate", "recipes/dfki_double_pendulum.yaml", *settings, "--output", str(tmp_path)]) == 1
     assert "Genesis models no tendons" in capsys.readouterr().err
+
+
+def test_the_code_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "genesis.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(block, names)
+    assert names["observations"].shape == (64, 33)
+    assert names["states"].shape == (3, 10, 2)
+    for envs in (names["here"], names["there"]):
+        assert envs.reset(seed=0)[0].shape == (4, 3)
