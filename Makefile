@@ -15,7 +15,7 @@ demo: .venv/.installed
 
 # One thread a worker: two workers with a pool of threads each would fight over the cores.
 PYTEST := SIM2REAL_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-	.venv/bin/pytest -n $(WORKERS) --dist loadfile --durations=12
+	.venv/bin/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=12
 
 test: .venv/.installed
 	$(PYTEST)

@@ -1,14 +1,19 @@
-"""Order of the tests: the files that take longest go first, so that two workers finish together."""
+"""Order of the tests: the files that take longest go first, so that two workers finish together.
+
+For that pytest-xdist must leave the order alone: `make test` says `--no-loadscope-reorder`.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 LONG = (
-    "test_sweep.py",
-    "test_vector.py",
     "test_examples.py",
     "test_cli.py",
+    "test_sweep.py",
+    "test_vector.py",
+    "test_genesis.py",
+    "test_control_loop.py",
     "test_packaging.py",
     "test_mujoco_fields.py",
     "test_identify.py",

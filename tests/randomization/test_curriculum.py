@@ -270,6 +270,7 @@ def test_a_killed_training_goes_on_with_its_bounds(tmp_path: Path) -> None:
     last = resumed(tmp_path / "run", Automatic(hold=80.0, lose=50.0, episodes=5, step=0.05))
     assert last is not None
     assert last.is_file()
+    assert "times the nominal value" in done.stdout
     newest = json.loads((last.parent / "curriculum.json").read_text())
     assert newest["moves"] >= saved["moves"]
 

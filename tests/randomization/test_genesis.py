@@ -4,6 +4,7 @@ to start."""
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -737,3 +738,10 @@ def test_the_code_of_the_page_runs() -> None:
     assert names["states"].shape == (3, 10, 2)
     for envs in (names["here"], names["there"]):
         assert envs.reset(seed=0)[0].shape == (4, 3)
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "two_engines.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "mujoco and genesis agree" in said
+    assert "genesis Tensor" in said

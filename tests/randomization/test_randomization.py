@@ -641,7 +641,7 @@ def test_nothing_is_randomized_by_nothing() -> None:
         ([{"parameters": {A: "*2"}, "whn": "reset"}], "keys parameters and when, found 'whn'"),
         ([{"when": "reset"}], "needs parameters"),
         ([{"parameters": [A]}], "needs parameters"),
-        ([{"parameters": {A: "*2"}, "when": "episode"}], "startup, reset or a schedule, found 'episode'"),
+        ([{"parameters": {A: "*2"}, "when": "episode"}], "startup, reset, a schedule or a curriculum, found 'episode'"),
         ([{"parameters": {A: "*2"}, "when": {"interval": -1}}], "every must be positive, found -1"),
         ([{"parameters": {A: "*2"}, "when": {"sinusoidal": {}}}], "did you mean sinusoid"),
         ([{"parameters": {A: "2"}}], "expected =,"),

@@ -406,5 +406,5 @@ def test_randomizations_survive_their_config() -> None:
     for bad in ("mass", 3, [3], [{"parameters": {}}], [{"parameters": {A: "*2"}, "whn": "reset"}], [{"when": "reset"}]):
         with pytest.raises(ParameterError):
             parse_randomizations(bad)  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match="startup, reset or a schedule"):
+    with pytest.raises(ParameterError, match="startup, reset, a schedule or a curriculum"):
         parse_randomizations([{"parameters": {A: "*2"}, "when": "never"}])
