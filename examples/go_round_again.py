@@ -30,7 +30,7 @@ def main() -> None:
     config = EnsembleConfig((True,), 1, DT, history=3, members=3, hidden=(48, 48), lookback=4)
     believed = {"dynamics.payload.mass": 0.45}
     log = Twin(plant, believed, period=DT).record("log", excite(np.random.default_rng(0), 6, DT, LIMIT, (0.5,)), DT)
-    rehearsal = Rehearsal(plant, repeated(believed, 3), Excitation((4.0,), (5.0,), (3.14,)), windows=1000)
+    rehearsal = Rehearsal(plant, repeated(believed, 3), Excitation((4.0,), (5.0,), (3.14,)), windows=600)
     model = EnsembleDynamics(config)
     fit_to_recordings(model, [log], ["position"], rehearsal=rehearsal, recorded=0.0, iterations=600)
 
@@ -48,7 +48,7 @@ def main() -> None:
     print(f"before: upright {upright(model):.2f} of the time")
     with tempfile.TemporaryDirectory() as place:
         found = dagger(
-            robot, model, planner, Damping(0.2, LIMIT), ["position"], place, rounds=3, seconds=10.0, iterations=150,
+            robot, model, planner, Damping(0.2, LIMIT), ["position"], place, rounds=2, seconds=10.0, iterations=120,
             rate=3e-3,
         )  # fmt: skip
         for r in found:

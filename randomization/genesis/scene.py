@@ -38,6 +38,8 @@ def started() -> Any:
         _FREE.clear()  # of an engine that was stopped
         backend = gs.gpu if torch.cuda.is_available() else gs.cpu
         gs.init(backend=backend, precision="32", logging_level="error")
+        # Genesis lets this thread round the smallest numbers to zero, which is none of everybody else's business
+        torch.set_flush_denormal(False)
     return gs
 
 

@@ -556,6 +556,8 @@ def test_a_reset_of_some_leaves_the_others_alone() -> None:
 
 
 def test_building_and_stepping_seeds_nothing() -> None:
+    assert np.float64(2.3e-308) / np.float64(1e4) > 0.0, "numbers next to zero are rounded to it"
+
     def states() -> tuple[Any, Any]:
         return np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()  # type: ignore[index]  # noqa: NPY002
 
