@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from sim2real.adapters import Chain, Latency, TorqueLimit
 from sim2real.adapters.stage import plain
+from sim2real.calibration import identify
 from sim2real.cli import main
 from sim2real.errors import MissingExtraError, NonFiniteError, ParameterError, RobotError
 from sim2real.plant import Plant
-from sim2real.randomization import RobotModel, Simulator
+from sim2real.randomization import ParameterSet, RobotModel, Simulator
 from sim2real.randomization.genesis import GenesisModel, GenesisSimulator, GenesisVectorEnv
 from sim2real.randomization.genesis.models import GenesisFields
 from sim2real.randomization.vector import (
@@ -36,6 +37,7 @@ from sim2real.randomization.vector import (
 )
 from sim2real.recipe import load_recipe
 from sim2real.simulators import read_disagreement
+from sim2real.twin import Twin, excite
 
 pytest.importorskip("genesis", reason="Genesis is not installed (extra `genesis`)")
 Array = NDArray[np.float64]
@@ -286,6 +288,20 @@ def test_a_plant_behind_a_chain_is_the_same_on_both_engines() -> None:
         paths.append(plant.step(commands))
     np.testing.assert_allclose(paths[0][..., 0], paths[1][..., 0], atol=5e-3)
     np.testing.assert_allclose(paths[0][..., 1], paths[1][..., 1], atol=0.02)
+
+
+def test_a_robot_is_identified_on_this_engine() -> None:
+    truth = {"dynamics.payload.mass": 0.83, "execution.latency.delay": 0.03}
+    robot = Twin(Plant(RobotModel("pendulum"), Chain([Latency()]), timestep=0.005, threads=1), truth)
+    commands = excite(np.random.default_rng(0), 2.0, 0.02, np.array([3.0]), (0.4, 1.2))
+    plant = Plant(GenesisModel("pendulum"), Chain([Latency()]), timestep=0.005)
+    notations = {"dynamics.payload.mass": "*U(0.4, 3)", "execution.latency.delay": "=U(0, 0.08) s"}
+    posterior = identify(
+        plant, [robot.record("log", commands, 0.02)], ParameterSet.parse(notations, plant.units()),
+        channels=["position"], tries=2, rng=np.random.default_rng(1),
+    )  # fmt: skip
+    for name, value in truth.items():
+        assert posterior.values[name] == pytest.approx(value, rel=1e-4)
 
 
 def test_what_is_not_finite_names_its_plant() -> None:
