@@ -98,7 +98,8 @@ class Automatic(Curriculum):
     Draws start at the nominal values. With probability `at_bound` an episode has one parameter at one of its two
     present bounds and all others anywhere within theirs; the performances of such episodes are collected for that
     bound. Once there are `episodes` of them the bound moves outwards where their mean is at least `hold`, inwards where
-    it is below `lose`, and they are forgotten. No bound goes beyond the distribution that the parameter has.
+    it is below `lose`, and they are forgotten. No bound goes beyond the distribution that the parameter has, nor into
+    the last thousandth of one without an end.
 
     Bounds live where draws do, in probability: of `LogU(0.1, 10)` a step covers as much below 1 as above.
 
@@ -139,7 +140,8 @@ class Automatic(Curriculum):
         at_bound: float = 0.5,
         of: Performance = "return",
     ) -> None:
-        if not (np.isfinite(hold) and np.isfinite(lose) and lose <= hold):
+        numbers = isinstance(hold, int | float) and isinstance(lose, int | float)
+        if not (numbers and np.isfinite(hold) and np.isfinite(lose) and lose <= hold):
             raise ParameterError(f"a bound moves back below lose, which is at most hold; found {lose!r} and {hold!r}")
         if not isinstance(episodes, int) or episodes < 1 or not 0 < step <= 1 or not 0 < at_bound <= 1:
             raise ParameterError(
@@ -170,6 +172,10 @@ class Automatic(Curriculum):
         self._names, self._draws = bound.parameters.names, bound.parameters
         self.low = np.array([_probability(bound, name) for name in self._names])
         self.high = self.low.copy()
+        # the ends of an unbounded distribution lie at infinity
+        low, high = bound.parameters.bounds
+        self._least = np.where(np.isfinite(low), 0.0, 1e-3)
+        self._most = np.where(np.isfinite(high), 1.0, 1.0 - 1e-3)
         self._at: list[deque[float]] = [deque(maxlen=self.episodes) for _ in range(2 * len(self._names))]
         if self._kept is not None:
             kept, self._kept = self._kept, None
@@ -198,11 +204,11 @@ class Automatic(Curriculum):
         if not outwards:
             return
         if upper:
-            moved = np.clip(self.high[parameter] + outwards * self.step, self.low[parameter], 1.0)
+            moved = np.clip(self.high[parameter] + outwards * self.step, self.low[parameter], self._most[parameter])
             self.moves += bool(moved != self.high[parameter])
             self.high[parameter] = moved
         else:
-            moved = np.clip(self.low[parameter] - outwards * self.step, 0.0, self.high[parameter])
+            moved = np.clip(self.low[parameter] - outwards * self.step, self._least[parameter], self.high[parameter])
             self.moves += bool(moved != self.low[parameter])
             self.low[parameter] = moved
 

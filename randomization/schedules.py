@@ -260,7 +260,7 @@ def parse_schedule(config: Mapping[str, Any]) -> Schedule:
     if kind == "interval":
         kind, arguments = "uniform", {"every": arguments}
     if kind not in SCHEDULES:
-        raise ParameterError(f"no schedule named {kind!r}{did_you_mean(kind, [*SCHEDULES, 'interval'])}")
+        raise ParameterError(f"no schedule named {kind!r}{did_you_mean(kind, [*SCHEDULES, 'interval', 'automatic'])}")
     if not isinstance(arguments, Mapping):
         raise ParameterError(f"schedule {kind}: expected its arguments by name, found {arguments!r}")
     known = [f.name for f in fields(SCHEDULES[kind])]

@@ -53,6 +53,7 @@ _HOMES = {
     "make_vec": "sim2real.randomization.vector",
     "read_logs": "sim2real.logs",
     "run": "sim2real.pipeline",
+    "to_rsl_rl": "sim2real.randomization.vector",
     "to_stable_baselines": "sim2real.randomization.vector",
     "wrap": "sim2real.environment_recipe",
 }

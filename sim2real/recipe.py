@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sim2real.errors import RecipeError, did_you_mean
 
 # Keys whose values are paths.
-PATHS = ("robot", "logs", "log_schema", "finetune.model")
+PATHS = ("robot", "logs", "log_schema", "finetune.model", "compare.policy")
 # Those of `tune_dynamics`, named here so that reading a recipe does not load torch.
 TuningMethod = Literal["anchored", "full", "low_rank", "delta", "last_layer", "auto"]
 
@@ -246,12 +246,13 @@ class SweepSection(Section):
 class CompareSection(Section):
     """How simulators are compared: draws of the parameters, each from a start of its own; see `compare_simulators`.
 
-    `policy` is a function of states and time, `file.py:name` or `module:name`; without it, commands that excite.
+    `policy` is a function of states (draws, positions and velocities) and time [s] that returns commands (draws,
+    actuators), `file.py:name` or `module:name`; without it, commands that excite.
     """
 
     policy: str | None = None
     draws: int = Field(default=16, ge=1)
-    seconds: float = Field(default=2.0, gt=0)
+    seconds: float = Field(default=2.0, ge=0.1)
     period: float = Field(default=0.01, gt=0)
     spread: float = Field(default=0.5, ge=0)
 
@@ -288,6 +289,13 @@ class Recipe(Section):
         if self.split is not None and (self.logs is None or self.log_schema is None):
             raise ValueError("`split:` needs `logs:` (a folder of recordings) and `log_schema:` (what its columns are)")
         return self
+
+    @field_validator("simulators")
+    @classmethod
+    def _two(cls, value: list[str]) -> list[str]:
+        if value and (len(value) != 2 or value[0] == value[1]):
+            raise ValueError(f"expected two simulators, simulators=[mujoco,genesis]; found [{', '.join(value)}]")
+        return value
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Recipe:
@@ -351,7 +359,9 @@ def read_document(file: Path) -> dict[str, Any]:
         for part in outer:
             section = section.get(part) if isinstance(section, dict) else None  # type: ignore[assignment]
         if isinstance(section, dict) and isinstance(section.get(last), str):
-            section[last] = _relative_to(section[last], file.resolve().parent, is_robot=key == "robot")
+            section[last] = _relative_to(
+                section[last], file.resolve().parent, is_robot=key in ("robot", "compare.policy")
+            )
     control = document.get("control")
     for term in (control.get("cost") or []) if isinstance(control, dict) else []:
         own = term.get("cost") if isinstance(term, dict) else None
@@ -424,7 +434,7 @@ def read_value(key: str, text: str) -> Any:
     except yaml.YAMLError:
         raise RecipeError(f"{key}: cannot read the value {text!r} as YAML") from None
     if key in PATHS and isinstance(value, str):
-        return _relative_to(value, Path.cwd(), is_robot=key == "robot")
+        return _relative_to(value, Path.cwd(), is_robot=key in ("robot", "compare.policy"))
     return value
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,6 +186,11 @@ def _driven(
     out, state = [], np.asarray(starts, float)
     for k in range(round(seconds / period)):
         commands = np.asarray(policy(state, k * period), float)
+        expected = (len(starts), plant.actions)
+        if commands.shape != expected or not np.isfinite(commands).all():
+            wrong = "some that are not finite" if commands.shape == expected else f"{commands.shape}"
+            when = f"at {k * period:.3g} s it returned {wrong}"
+            raise ParameterError(f"the policy must return finite commands {expected}, one row a plant; {when}")
         state = running.step(np.repeat(commands[:, None], substeps, 1))[:, -1]
         out.append(state)
     return np.stack(out, 1)
@@ -213,13 +220,14 @@ def compare_recipe(recipe: Recipe, output: Path, say: Callable[[str], None] = la
     from sim2real.report.simulators_page import write_simulators_report
 
     names = recipe.simulators
-    if len(names) != 2 or names[0] == names[1]:
+    if len(names) != 2:
         raise RecipeError(f"expected two simulators, simulators=[mujoco,genesis]; found [{', '.join(names)}]")
     if ":" in recipe.robot:
-        raise RecipeError(
-            "simulators are compared on a robot file; the recipe's robot is a function, which has no other"
-        )
-    settings, directory = recipe.compare, output / f"{recipe.name}-{recipe.digest()}"
+        raise RecipeError("simulators are compared on a robot file; the recipe's robot is a function")
+    settings = recipe.compare
+    asked = json.dumps(recipe.model_dump(mode="json", include={"simulators", "compare"}), sort_keys=True)
+    which = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    directory = output / f"{recipe.name}-{recipe.digest()}" / f"simulators-{which}"
     plants = [plant_on(recipe, name) for name in names]
     first = plants[0]
     prior = ParameterSet.parse(recipe.parameters, first.units()).against(first.nominal())
@@ -233,9 +241,7 @@ def compare_recipe(recipe: Recipe, output: Path, say: Callable[[str], None] = la
         limit = np.full(first.actions, recipe.control.limit)
         policy = excitation(settings.draws, settings.seconds, settings.period, limit, rng)
     else:
-        from sim2real.importing import imported
-
-        policy = imported(settings.policy)
+        policy = _policy(settings.policy)
     found = compare_simulators(
         (plants[0], plants[1]),
         values,
@@ -252,6 +258,19 @@ def compare_recipe(recipe: Recipe, output: Path, say: Callable[[str], None] = la
     (directory / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     write_simulators_report(directory)
     return directory
+
+
+def _policy(source: str) -> PolicyFunction:
+    """Import the policy of a recipe, or say why it cannot be."""
+    from sim2real.importing import imported
+
+    try:
+        policy = imported(source)
+    except ImportError as error:
+        raise RecipeError(f"compare.policy: {error}") from None
+    if not callable(policy):
+        raise RecipeError(f"compare.policy: {source} is a {type(policy).__name__}, expected a function")
+    return policy  # type: ignore[no-any-return]
 
 
 def plant_on(recipe: Recipe, simulator: str) -> Plant:
@@ -278,10 +297,11 @@ def read_disagreement(directory: Path) -> Disagreement:
 def told(found: Disagreement) -> Sequence[str]:
     """Return in a few lines what was found."""
     one, other = found.simulators
+    reach = max(h for h in found.horizons if h <= 1.0)
     if found.largest < AGREE:
         at_most = f"{100 * found.largest:.1g} %" if found.largest >= 1e-4 else "less than a hundredth of a percent"
-        return [f"{one} and {other} agree: within a second apart by {at_most} of the motion"]
-    lines = [f"{one} and {other} part: within a second by up to {found.largest:.0%} of the motion"]
+        return [f"{one} and {other} agree: within {reach:g} s apart by {at_most} of the motion"]
+    lines = [f"{one} and {other} part: within {reach:g} s by up to {found.largest:.0%} of the motion"]
     ranked = sorted(found.explained, key=lambda name: -found.explained[name])
     strong = [name for name in ranked if found.explained[name] > 0.1][:3]
     for name in strong:

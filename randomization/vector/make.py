@@ -75,8 +75,10 @@ def make_vec(
         env = robot_task(env)
     if isinstance(env, Task):
         if kwargs or vectorization not in ("fastest", "batch", "genesis"):
-            given = next(iter(kwargs), "vectorization")
-            raise ParameterError(f"a task of one's own runs as a batch, and takes no {given!r}; it does not render")
+            given = next(iter(kwargs), f"vectorization={vectorization}")
+            raise ParameterError(
+                f"a task of one's own runs as a batch or on genesis, and takes no {given!r}; it does not render"
+            )
         if vectorization == "genesis":
             if threads:
                 raise ParameterError("Genesis has threads of its own: set QD_NUM_THREADS before it starts")

@@ -52,7 +52,8 @@ class Plants:
             return found
         except KeyError:
             raise AttributeError(
-                f"the task did not ask for the field {name!r}; it has {', '.join(self._arrays)}"
+                f"the task did not ask for the field {name!r} (fields=({name!r},), or goal= for goals); it has "
+                f"{', '.join(self._arrays)}"
             ) from None
 
     def model_field(self, name: str) -> Array:

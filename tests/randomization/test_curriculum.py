@@ -206,6 +206,7 @@ def test_what_is_no_curriculum_or_another_one_is_refused(tmp_path: Path) -> None
     [
         ({"hold": 1.0, "lose": 2.0}, "lose, which is at most hold"),
         ({"hold": np.nan, "lose": 0.0}, "lose, which is at most hold"),
+        ({"hold": "a", "lose": 0.0}, "lose, which is at most hold"),
         ({"hold": 1.0, "lose": 0.0, "episodes": 0}, "one episode or more"),
         ({"hold": 1.0, "lose": 0.0, "step": 0.0}, "step=0.0"),
         ({"hold": 1.0, "lose": 0.0, "of": "reward"}, "return or its length"),
@@ -313,3 +314,14 @@ def test_an_annealing_is_between_the_same_parameters_and_is_saved(tmp_path: Path
     again = Annealing(WIDEST, WIDEST, over=10)
     again.load(tmp_path / "a.json")
     assert again.share == 0.4
+
+
+def test_bounds_of_an_unbounded_distribution_stay_finite() -> None:
+    curriculum = Automatic(hold=-1.0, lose=-2.0, episodes=1, step=0.3, at_bound=1.0)
+    masses = ParameterSet.parse({MASS: "*TN(1, 0.1, 0.5, 99)", GEAR: "*LogN(1, 0.2)"})
+    envs = make_vec("cartpole", 8, parameters=[Randomization(masses, curriculum)], max_episode_steps=2, threads=1)
+    envs.reset(seed=0)
+    for _ in range(60):
+        envs.step(np.zeros((8, 1), np.float32))
+    assert curriculum.width > 0.99
+    assert np.isfinite(list(curriculum.bounds().values())).all()

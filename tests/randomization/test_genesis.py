@@ -735,7 +735,7 @@ def test_a_recipe_is_compared_on_both_engines_from_the_command_line(
     assert main(["evaluate", "recipes/pendulum.yaml", *settings, "--output", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "mujoco and genesis agree" in said
-    (directory,) = tmp_path.iterdir()
+    (directory,) = tmp_path.glob("*/simulators-*")
     found = read_disagreement(directory)
     assert found.simulators == ("mujoco", "genesis")
     assert 0 < found.largest < 0.02

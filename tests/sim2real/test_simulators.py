@@ -45,9 +45,7 @@ def test_a_simulator_agrees_with_itself_to_the_last_bit(tmp_path: Path) -> None:
     found = compared(plants(tmp_path))
     assert found.largest == 0.0
     assert set(found.explained.values()) == {0.0}
-    assert told(found) == [
-        "one and other agree: within a second apart by less than a hundredth of a percent of the motion"
-    ]
+    assert told(found) == ["one and other agree: within 1 s apart by less than a hundredth of a percent of the motion"]
 
 
 def test_a_heavier_payload_is_found_by_how_much_and_by_name(tmp_path: Path) -> None:
@@ -96,6 +94,25 @@ def test_plants_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("simulators", ["[mujoco]", "[mujoco,mujoco]"])
 def test_a_recipe_names_two(simulators: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="expected two simulators"):
-        compare_recipe(load_recipe("recipes/pendulum.yaml", [f"simulators={simulators}"]), tmp_path)
+        load_recipe("recipes/pendulum.yaml", [f"simulators={simulators}"])
+    with pytest.raises(RecipeError, match="expected two simulators"):
+        compare_recipe(load_recipe("recipes/pendulum.yaml"), tmp_path)
     with pytest.raises(RecipeError, match="genesis"):
         load_recipe("recipes/pendulum.yaml", ["simulators=[mujoco,bullet]"])
+
+
+def test_a_policy_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+    pair = plants(tmp_path)
+    for policy, message in (
+        (lambda state, time: np.zeros((1, 3)), r"finite commands \(1, 1\).* it returned \(1, 3\)"),
+        (lambda state, time: np.full((1, 1), np.nan), "at 0 s it returned some that are not finite"),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            compare_simulators(pair, {}, policy, np.zeros((1, 2)))
+    for source, message in (
+        ("nix.py:mine", "compare.policy: there is no file"),
+        ("sim2real.simulators:HORIZONS", "is a tuple, expected a function"),
+    ):
+        settings = ["simulators=[mujoco,genesis]", f"compare.policy={source}"]
+        with pytest.raises(RecipeError, match=message):
+            compare_recipe(load_recipe("recipes/pendulum.yaml", settings), tmp_path)
