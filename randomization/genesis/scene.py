@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim2real.errors import ParameterError, RobotError, require
+from sim2real.randomization.genesis.robot import INTEGRATORS, described, disabled, refuse_what_differs
 from sim2real.randomization.parameters import Array
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 Rows = NDArray[np.intp]
-# By MuJoCo's numbers.
-_INTEGRATORS = {0: "Euler", 3: "implicitfast"}
 
 
 def started() -> Any:
@@ -41,29 +40,6 @@ def started() -> Any:
         # Genesis lets this thread round the smallest numbers to zero, which is none of everybody else's business
         torch.set_flush_denormal(False)
     return gs
-
-
-def described(spec: mujoco.MjSpec) -> str:
-    """Return a robot as MJCF with every body, joint and geom named, so that both engines know them by one name.
-
-    The names are those that the table of parameters gives: `body3`, `joint0`. Meshes are given with full paths.
-    """
-    spec = spec.copy()
-    model = spec.compile()
-    for kind, many, things in (
-        ("body", model.nbody, spec.bodies),
-        ("joint", model.njnt, spec.joints),
-        ("geom", model.ngeom, spec.geoms),
-    ):
-        taken = {one.name for one in things}
-        for k, one in enumerate(things[:many]):
-            if not one.name and f"{kind}{k}" in taken:
-                raise RobotError(f"a {kind} is named {kind}{k}, which stands for number {k}, another one; rename it")
-            one.name = one.name or f"{kind}{k}"
-    spec.meshdir = str((Path(spec.modelfiledir) / spec.meshdir).resolve())
-    spec.texturedir = str((Path(spec.modelfiledir) / spec.texturedir).resolve())
-    spec.compile()
-    return str(spec.to_xml())
 
 
 class Scene:
@@ -89,21 +65,21 @@ class Scene:
 
         gs = started()
         xml = described(spec)
-        self.n, self.timestep, self.model = n, timestep, _compiled(spec)
+        self.n, self.timestep, self.model = n, timestep, spec.copy().compile()
         refuse_what_differs(self.model)
-        gravity = (0.0, 0.0, 0.0) if _disabled(self.model, "GRAVITY") else tuple(self.model.opt.gravity)
+        gravity = (0.0, 0.0, 0.0) if disabled(self.model, "GRAVITY") else tuple(self.model.opt.gravity)
         self._scene = gs.Scene(
             sim_options=gs.options.SimOptions(dt=timestep, gravity=gravity),
             rigid_options=gs.options.RigidOptions(
                 dt=timestep,
                 gravity=gravity,
-                integrator=getattr(gs.integrator, _INTEGRATORS[int(self.model.opt.integrator)]),
+                integrator=getattr(gs.integrator, INTEGRATORS[int(self.model.opt.integrator)]),
                 enable_mujoco_compatibility=True,
                 friction_cone=gs.friction_cone.elliptic if self.model.opt.cone else gs.friction_cone.pyramidal,
                 impratio=float(self.model.opt.impratio),
-                enable_collision=not _disabled(self.model, "CONTACT"),
+                enable_collision=not disabled(self.model, "CONTACT"),
                 enable_neutral_collision=True,
-                enable_joint_limit=not _disabled(self.model, "LIMIT"),
+                enable_joint_limit=not disabled(self.model, "LIMIT"),
                 constraint_timeconst=0.02,  # where the file says nothing, as in MuJoCo
                 batch_links_info=True,
                 batch_joints_info=True,
@@ -312,65 +288,6 @@ class Scene:
             self.entity.get_links_pos(relative=False)[:, self.links],
             self.entity.get_links_quat(relative=False)[:, self.links],
         )
-
-
-def _compiled(spec: mujoco.MjSpec) -> Any:
-    return spec.copy().compile()
-
-
-def _disabled(model: Any, flag: str) -> bool:
-    import mujoco
-
-    return bool(int(model.opt.disableflags) & int(getattr(mujoco.mjtDisableBit, f"mjDSBL_{flag}")))
-
-
-# Of MuJoCo's model, whose effect Genesis cannot take away.
-_FLAGS = ("CONSTRAINT", "EQUALITY", "FRICTIONLOSS", "SPRING", "DAMPER", "CLAMPCTRL", "ACTUATION", "EULERDAMP")
-
-
-def refuse_what_differs(m: Any) -> None:
-    """Raise a RobotError for what Genesis computes otherwise than MuJoCo, or not at all.
-
-    Args:
-        m: MuJoCo's model.
-    """
-    import mujoco
-
-    plain = np.isin(m.jnt_type, [int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)])
-    at_joint = m.actuator_trntype == int(mujoco.mjtTrn.mjTRN_JOINT)
-    simple = at_joint & plain[np.where(at_joint, m.actuator_trnid[:, 0], 0)] if m.njnt else at_joint
-    simple = simple & (m.actuator_gaintype == int(mujoco.mjtGain.mjGAIN_FIXED))
-    simple &= m.actuator_dyntype == int(mujoco.mjtDyn.mjDYN_NONE)
-    simple &= m.actuator_biastype <= int(mujoco.mjtBias.mjBIAS_AFFINE)
-    touching = (m.geom_contype != 0) | (m.geom_conaffinity != 0)
-    touching &= not _disabled(m, "CONTACT")
-    springs = plain & (m.jnt_stiffness > 0)
-    rests = springs & ~np.isclose(m.qpos_spring[m.jnt_qposadr], m.qpos0[m.jnt_qposadr])
-    off = [flag.lower() for flag in _FLAGS if _disabled(m, flag)]
-    for kind, wrong, what in (
-        ("actuator", ~simple, "on Genesis actuators are motors and servos at hinges and slides, without activation"),
-        ("actuator", _repeated(m.actuator_trnid[:, 0]), "two actuators drive one joint"),
-        ("", [int(m.opt.integrator) not in _INTEGRATORS], "Genesis integrates by Euler or implicitfast"),
-        ("", [m.ntendon > 0], "Genesis models no tendons"),
-        ("", [m.npair > 0], "Genesis knows no contact pairs"),
-        ("", [m.opt.density > 0 or m.opt.viscosity > 0], "Genesis has no medium (density, viscosity)"),
-        ("", off, f"Genesis cannot disable {', '.join(off)} (option/flag)"),
-        ("body", m.body_gravcomp != 0, "Genesis has no gravcomp"),
-        ("joint", rests, "in Genesis a spring rests where the joint is in the file, not at its springref"),
-        ("joint", ~plain & (m.jnt_limited != 0), "Genesis limits hinges and slides alone"),
-        ("geom", touching & (m.geom_condim != 3), "contacts in Genesis have condim 3"),
-        ("geom", touching & (m.geom_solref[:, 0] <= 0), "Genesis takes no negative solref"),
-        ("geom", touching & ((m.geom_margin != 0) | (m.geom_gap != 0)), "Genesis has no margin or gap"),
-        ("geom", touching & ((m.geom_priority != 0) | (m.geom_solmix != 1)), "Genesis has no priority or solmix"),
-    ):
-        found = np.flatnonzero(np.asarray(wrong, bool))
-        if len(found):
-            which = f" ({kind} {found[0]})" if kind else ""
-            raise RobotError(f"the robot is not for Genesis: {what}{which}; MuJoCo takes it")
-
-
-def _repeated(numbers: NDArray[np.int_]) -> NDArray[np.bool_]:
-    return np.array([k in numbers[:i] for i, k in enumerate(numbers)], bool)
 
 
 # Scenes that nobody uses, the latest last, and how many of them are kept.
