@@ -128,9 +128,15 @@ class FinetuneSection(Section):
 
 
 class LearnSection(Section):
-    """Models that learn from the recordings themselves, alone and beside simulations; see `fit_to_recordings`."""
+    """Models that learn from the recordings themselves, alone and beside simulations; see `fit_to_recordings`.
+
+    `windows` are simulated for each member to rehearse on; `practice` are the episodes that a distilled model sees of
+    its teacher, beside the recordings.
+    """
 
     timestep: float = Field(default=0.01, gt=0)
+    windows: int = Field(default=2000, ge=10)
+    practice: int = Field(default=60, ge=1)
     history: int = Field(default=6, ge=1)
     lookback: int = Field(default=8, ge=1)
     latents: int = Field(default=4, ge=0)

@@ -269,7 +269,7 @@ def learned_model(setup: Setup, posterior: Posterior | None, progress: Progress)
     rehearsal = None
     if posterior is not None:
         draws = posterior.sample(setup.rng("rehearsal"), recipe.members)
-        rehearsal = Rehearsal(setup.plant, draws, excitation(setup, recipe.timestep))
+        rehearsal = Rehearsal(setup.plant, draws, excitation(setup, recipe.timestep), windows=recipe.windows)
     model = setup.plant.model
     stops = model.joint_stops if isinstance(model, RobotModel) else ()
     return fit_to_recordings(
@@ -328,6 +328,7 @@ def distill_stage(
         hold=recipe.timestep,
         noise=encoder.noise.numpy(),
         rng=setup.rng("practice"),
+        episodes=recipe.practice,
     )
     return distill(
         combine(setup, simulator, models),

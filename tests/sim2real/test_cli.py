@@ -29,7 +29,9 @@ SMALL = [
     "observer.bandwidths=[45]",
     "model={stretches: 20, iterations: 60, members: 3, hidden: [16], steps: 10}",
     "finetune={iterations: 5, steps: 5}",
-    "learn={timestep: 0.02, iterations: 12, members: 2, hidden: [8], batch: 8, latents: 1, distill: true}",
+    "learn={timestep: 0.02, iterations: 12, members: 2, hidden: [8], batch: 8, latents: 1, windows: 60}",
+    "learn.distill=true",
+    "learn.practice=6",
     "control={limit: 3.0, seconds: 0.4, starts: 2, candidates: 20}",
 ]
 
