@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from sim2real.errors import ParameterError, did_you_mean
 from sim2real.randomization.addressing import BoundParameters
 from sim2real.randomization.joint import JointEmpirical, JointNormal
 from sim2real.randomization.parameters import Array, ParameterSet
+from sim2real.run_directory import write_json
 
 Performance = Literal["return", "length"]
 FORMAT = 1
@@ -68,11 +68,7 @@ class Curriculum(ABC):
 
     def save(self, file: str | Path) -> None:
         """Write how far it has got, whole or not at all."""
-        file = Path(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(file.name + ".part")
-        beside.write_text(json.dumps({"format": FORMAT, "kind": self.kind, **self.to_json()}, indent=1))
-        os.replace(beside, file)
+        write_json(Path(file), {"format": FORMAT, "kind": self.kind, **self.to_json()})
 
     def load(self, file: str | Path) -> None:
         """Go on where the one was that was saved.
@@ -155,6 +151,7 @@ class Automatic(Curriculum):
         self.low: Array = np.zeros(0)
         self.high: Array = np.zeros(0)
         self.moves = 0
+        self._at: list[deque[float]] = []
         self._names: tuple[str, ...] = ()
         self._draws: ParameterSet | None = None
         self._kept: Mapping[str, Any] | None = None
@@ -176,7 +173,7 @@ class Automatic(Curriculum):
         low, high = bound.parameters.bounds
         self._least = np.where(np.isfinite(low), 0.0, 1e-3)
         self._most = np.where(np.isfinite(high), 1.0, 1.0 - 1e-3)
-        self._at: list[deque[float]] = [deque(maxlen=self.episodes) for _ in range(2 * len(self._names))]
+        self._at = [deque(maxlen=self.episodes) for _ in range(2 * len(self._names))]
         if self._kept is not None:
             kept, self._kept = self._kept, None
             self.from_json(kept)
@@ -220,7 +217,7 @@ class Automatic(Curriculum):
         """
         if self._draws is None:
             raise ParameterError("no environment has the curriculum yet: make one with Randomization(parameters, it)")
-        ends = [self._draws.quantile(np.clip(u, 0.0, 1.0)[None]) for u in (self.low, self.high)]
+        ends = [self._draws.quantile(u[None]) for u in (self.low, self.high)]
         # to ten digits: a probability is not a value, and back again
         return {name: tuple(float(f"{end[name][0]:.10g}") for end in ends) for name in self._names}  # type: ignore[misc]
 
@@ -242,7 +239,7 @@ class Automatic(Curriculum):
             "low": self.low.tolist(),
             "high": self.high.tolist(),
             "moves": self.moves,
-            "at": [list(collected) for collected in getattr(self, "_at", [])],
+            "at": [list(collected) for collected in self._at],
         }
 
     def from_json(self, document: Mapping[str, Any]) -> None:

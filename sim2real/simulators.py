@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from sim2real.adapters import Chain
 from sim2real.episodes import Array
 from sim2real.errors import ParameterError, RecipeError
+from sim2real.importing import imported
 from sim2real.plant import Plant, Values
 from sim2real.randomization import ParameterSet, RobotModel
 from sim2real.recipe import Recipe
@@ -262,8 +264,6 @@ def compare_recipe(recipe: Recipe, output: Path, say: Callable[[str], None] = la
 
 def _policy(source: str) -> PolicyFunction:
     """Import the policy of a recipe, or say why it cannot be."""
-    from sim2real.importing import imported
-
     try:
         policy = imported(source)
     except ImportError as error:
@@ -275,8 +275,6 @@ def _policy(source: str) -> PolicyFunction:
 
 def plant_on(recipe: Recipe, simulator: str) -> Plant:
     """Return the plant of a recipe on a simulator."""
-    from sim2real.adapters import Chain
-
     model: Any = RobotModel(recipe.robot)
     if simulator == "genesis":
         from sim2real.randomization.genesis import GenesisModel
