@@ -34,8 +34,9 @@ class RobotModel:
         RobotError: the file does not exist or does not parse, or a joint is neither a hinge nor a slide.
     """
 
-    # What simulates it.
+    # What simulates it, and the table of what can be written there.
     engine = "mujoco"
+    Fields: type[MujocoFields] = MujocoFields
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class RobotModel:
 
         self.name = str(source)
         self.mj: mujoco.MjModel = load_mujoco(source) if compiled is None else compiled
-        self.fields = MujocoFields(self.mj, self.name, stages)
+        self.fields = self.Fields(self.mj, self.name, stages)
         slide_or_hinge = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
         if not np.isin(self.mj.jnt_type, [int(j) for j in slide_or_hinge]).all() or self.mj.njnt == 0:
             raise RobotError(f"robot file {source}: identification needs hinge and slide joints only, and at least one")

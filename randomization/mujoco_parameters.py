@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.errors import ParameterError
+from sim2real.errors import NonFiniteError, ParameterError
 from sim2real.randomization.mujoco_address import Address, Place, row_of, view_of
 from sim2real.randomization.mujoco_fields import MujocoFields, model_field
 from sim2real.randomization.parameters import Array, Values, check_values
@@ -387,3 +387,44 @@ class MujocoParameters:
                     raise ParameterError(
                         f"{name}: wrote {wrote[0]:g}, but {place.field}{list(place.index)} did not follow"
                     )
+
+
+class ParameterizedPlants:
+    """What simulators have in common whose parameters are a `MujocoParameters`: n plants of one robot."""
+
+    _parameters: MujocoParameters
+
+    def nominal(self) -> dict[str, float]:
+        return self._parameters.nominal()
+
+    def units(self) -> dict[str, str]:
+        return self._parameters.units()
+
+    def write(self, values: Values, mask: Mask | None = None) -> None:
+        """Write values (name -> (n,)), let inertias follow masses, recompute derived constants, and read back."""
+        self._parameters.write(values, mask)
+
+    def read(self) -> dict[str, Array]:
+        return self._parameters.read()
+
+    def restore(self, mask: Mask | None = None, names: Iterable[str] | None = None) -> None:
+        self._parameters.restore(mask, names)
+
+    def silent(self) -> dict[str, str]:
+        """Return the fields that the engine does not look at, or does not have, in this model: name -> why."""
+        return self._parameters.silent()
+
+    def _require_finite(self, what: str, value: Array) -> None:
+        """Raise a NonFiniteError for the first plant whose row of `value` (n, ...) is not finite."""
+        import mujoco
+
+        # MuJoCo takes what is larger than its mjMAXVAL for infinite, and replaces it by zero
+        bad = ~(np.abs(value) <= mujoco.mjMAXVAL).reshape(len(value), -1).all(1)
+        if bad.any():
+            plant = int(bad.argmax())
+            raise NonFiniteError(f"plant {plant} has a {what} that is not finite{self._parameters.describe(plant)}")
+
+    def _require_kept(self, lost: NDArray[np.intp]) -> None:
+        """Raise a NonFiniteError for the first of the plants that diverged in the engine."""
+        if len(lost):
+            raise NonFiniteError(f"plant {lost[0]} left the finite numbers{self._parameters.describe(int(lost[0]))}")

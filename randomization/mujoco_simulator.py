@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.errors import NonFiniteError, ParameterError
+from sim2real.errors import ParameterError
 from sim2real.randomization.mujoco_model import RobotModel
-from sim2real.randomization.mujoco_parameters import BatchModels, MujocoParameters
-from sim2real.randomization.parameters import Array, Values
+from sim2real.randomization.mujoco_parameters import BatchModels, MujocoParameters, ParameterizedPlants
+from sim2real.randomization.parameters import Array
 
 
 def available_threads() -> int:
@@ -20,7 +19,7 @@ def available_threads() -> int:
     return int(os.environ.get("SIM2REAL_THREADS") or len(os.sched_getaffinity(0)))
 
 
-class MujocoSimulator:
+class MujocoSimulator(ParameterizedPlants):
     """A `Simulator` of n plants, stepped on threads.
 
     Semi-implicit Euler at `timestep`, whatever the file says, so that every plant of the toolkit integrates alike.
@@ -66,26 +65,6 @@ class MujocoSimulator:
     def degrees_of_freedom(self) -> int:
         return int(self._compiled.nv)
 
-    def nominal(self) -> dict[str, float]:
-        return self._parameters.nominal()
-
-    def units(self) -> dict[str, str]:
-        return self._parameters.units()
-
-    def write(self, values: Values, mask: NDArray[np.bool_] | None = None) -> None:
-        """Write values (name -> (n,)), let inertias follow masses, recompute derived constants, and read back."""
-        self._parameters.write(values, mask)
-
-    def read(self) -> dict[str, Array]:
-        return self._parameters.read()
-
-    def restore(self, mask: NDArray[np.bool_] | None = None, names: Iterable[str] | None = None) -> None:
-        self._parameters.restore(mask, names)
-
-    def silent(self) -> dict[str, str]:
-        """Return the fields that the engine does not look at in this model: name -> why."""
-        return self._parameters.silent()
-
     def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
         if state.shape != (self.n, 2 * self.degrees_of_freedom):
             raise ParameterError(f"expected states ({self.n}, {2 * self.degrees_of_freedom}), found {state.shape}")
@@ -123,19 +102,8 @@ class MujocoSimulator:
         warned = self._batch.warning[..., 1].sum(1)  # how often each kind was raised
         out: Array = self._batch.rollout(effort.shape[1], effort, record=(self._state_spec,))[self._state_spec]
         # MuJoCo puts a plant that diverges back to rest, which looks finite: only its warnings tell
-        diverged = np.flatnonzero(self._batch.warning[..., 1].sum(1) > warned)
-        if len(diverged):
-            raise NonFiniteError(f"plant {diverged[0]} left the finite numbers{self._parameters.describe(diverged[0])}")
+        self._require_kept(np.flatnonzero(self._batch.warning[..., 1].sum(1) > warned))
         return out
-
-    def _require_finite(self, what: str, value: Array) -> None:
-        import mujoco
-
-        # MuJoCo takes what is larger than its mjMAXVAL for infinite, and replaces it by zero
-        bad = ~(np.abs(value) <= mujoco.mjMAXVAL).reshape(self.n, -1).all(1)
-        if bad.any():
-            plant = int(bad.argmax())
-            raise NonFiniteError(f"plant {plant} has a {what} that is not finite{self._parameters.describe(plant)}")
 
     def effective_inertia(self) -> Array:
         import mujoco

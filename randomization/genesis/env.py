@@ -102,7 +102,7 @@ class GenesisVectorEnv(PlantsVectorEnv):
         RobotError: Genesis cannot read the robot, or reads it otherwise than MuJoCo.
     """
 
-    takes_tensors = True
+    task: FunctionTask
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class GenesisVectorEnv(PlantsVectorEnv):
     ) -> None:
         super().__init__(task, num_envs, max_episode_steps, autoreset_mode)
         spec = _spec(task)
-        model, self._functions = task.model, task
+        model = task.model
         lease = borrow(spec, num_envs, float(model.opt.timestep))
         self.scene = lease.scene
         self.device = self.scene.device
@@ -127,8 +127,7 @@ class GenesisVectorEnv(PlantsVectorEnv):
         self._none = self.scene.tensor(np.zeros((num_envs, model.nu)))
         fields = GenesisFields(model, "the model")
         self._store: ParameterStore = MujocoParameters(fields, GenesisModels(lease, fields))
-        self._observed = gym.spaces.Box(-np.inf, np.inf, task.observation_space.shape, np.float32)
-        self.single_observation_space = self._observed
+        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, task.observation_space.shape, np.float32)
         chain = Chain.from_config(execution, gap="execution")
         self._motors, self._takes = None, chain.takes
         if execution:
@@ -161,40 +160,30 @@ class GenesisVectorEnv(PlantsVectorEnv):
         self.plants.moved()
 
     def _observe(self, rows: Rows) -> torch.Tensor:
-        found = self._functions.tensors(self.plants)[0]
+        found = self.task.tensors(self.plants)[0]
         return self.scene.tensor(found)[rows].clone()
 
     def _reset_info(self, rows: NDArray[np.intp]) -> Infos:
         return {}
 
-    def _advance(
-        self, actions: torch.Tensor, going: Mask | None
+    def _simulate(
+        self, actions: torch.Tensor, going: Mask | None, wrench: NDArray[np.float64] | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Infos]:
         import torch
 
-        mask = np.ones(self.num_envs, bool) if going is None else going
-        if self.randomizer.moving:
-            self.randomizer.advance(self._streams["dynamics"], mask & (self.elapsed > 0))
         if going is not None:
             # all plants are stepped; those that begin anew are put into their states after it
             actions = torch.where(self._given(going)[:, None], actions, self._none)
-        wrench = None
-        if self._push is not None:
-            wrench = self._push.next(self._streams["push"], mask).copy()
-        delivered, force = self._execute(actions, going, wrench)
-        self.elapsed += mask
-        observation, reward, terminated = self._functions.tensors(self.plants, actions)
+        delivered = self._execute(actions, going, wrench)
+        observation, reward, terminated = self.task.tensors(self.plants, actions)
         infos: Infos = {}
         if self._chain is not None:
-            infos |= {"commanded_action": actions, "delivered_action": delivered, "applied_effort": force}
-        if wrench is not None:
-            infos["push"] = wrench
+            infos |= {"commanded_action": actions, "delivered_action": delivered}
+            infos["applied_effort"] = self.scene.forces()
         return self.scene.tensor(observation).clone(), self.scene.tensor(reward).clone(), terminated, infos
 
-    def _execute(
-        self, actions: torch.Tensor, going: Mask | None, wrench: NDArray[np.float64] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Step the plants through the stages; return what came out of these last, and the forces: (n, A) each."""
+    def _execute(self, actions: torch.Tensor, going: Mask | None, wrench: NDArray[np.float64] | None) -> torch.Tensor:
+        """Step the plants through the stages; return what came out of these last: (n, A)."""
         skip, chain = self.task.frame_skip, self._chain
         limited = actions if chain is not None and self._motors is None else self.scene.within_range(actions)
         sent, effort = limited, None
@@ -224,20 +213,18 @@ class GenesisVectorEnv(PlantsVectorEnv):
             rows, m = np.flatnonzero(lost), self.task.model
             self.scene.set_state(np.tile(m.qpos0, (len(rows), 1)), np.zeros((len(rows), m.nv)), rows)
             self.plants.moved()
-        return (out if effort is None else out / effort).clone(), self.scene.forces()
+        return (out if effort is None else out / effort).clone()
 
     def _view(self) -> PlantView:
         """Return the motion now: (n, A) each."""
-        import torch
-
         assert self._motors is not None
         (q, v), dofs = self.plants.state, self._motors.dofs
-        inertia = 1.0 / torch.diagonal(torch.linalg.inv(self.scene.inertia()), dim1=1, dim2=2)
+        inertia, load = self.scene.resistance()
         return PlantView(
             position=q[:, self._motors.places],
             velocity=v[:, dofs],
-            effective_inertia=inertia[:, dofs],
-            load=self.scene.bias_effort()[:, dofs],
+            effective_inertia=self.scene.tensor(inertia[:, dofs]),
+            load=load[:, dofs],
         )
 
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sim2real.randomization.genesis.models import GenesisFields
-from sim2real.randomization.mujoco_address import Address
 from sim2real.randomization.mujoco_model import RobotModel, load_spec
 
 if TYPE_CHECKING:
@@ -36,15 +31,8 @@ class GenesisModel(RobotModel):
     """
 
     engine = "genesis"
-
-    def __init__(
-        self,
-        source: str | Path,
-        compiled: mujoco.MjModel | None = None,
-        stages: Mapping[str, Address] | None = None,
-    ) -> None:
-        super().__init__(source, compiled, stages)
-        self.fields = GenesisFields(self.mj, self.name, stages)
+    Fields = GenesisFields
+    fields: GenesisFields
 
     def simulate(self, n: int, timestep: float, threads: int = 0) -> GenesisSimulator:  # type: ignore[override]
         """Return n plants to step; Genesis has threads of its own, `QD_NUM_THREADS` on the CPU, one by default."""
@@ -60,7 +48,3 @@ class GenesisModel(RobotModel):
         spec = load_spec(self.name)
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_EULER  # as every plant of the toolkit
         return spec
-
-    def start(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions and velocities of the robot file."""
-        return np.array(self.mj.qpos0), np.zeros(self.mj.nv)

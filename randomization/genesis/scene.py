@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sim2real.errors import ParameterError, RobotError, require
 from sim2real.randomization.genesis.robot import INTEGRATORS, described, disabled, refuse_what_differs
+from sim2real.randomization.mujoco_table import joint_name
 from sim2real.randomization.parameters import Array
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Scene:
 
     Args:
         spec: the robot.
+        xml: the same, as `described` gives it.
         n: number of plants.
         timestep: length of a substep [s].
 
@@ -60,11 +62,10 @@ class Scene:
         RobotError: Genesis cannot read the robot, or computes something of it otherwise than MuJoCo.
     """
 
-    def __init__(self, spec: mujoco.MjSpec, n: int, timestep: float) -> None:
+    def __init__(self, spec: mujoco.MjSpec, xml: str, n: int, timestep: float) -> None:
         import torch
 
         gs = started()
-        xml = described(spec)
         self.n, self.timestep, self.model = n, timestep, spec.copy().compile()
         refuse_what_differs(self.model)
         gravity = (0.0, 0.0, 0.0) if disabled(self.model, "GRAVITY") else tuple(self.model.opt.gravity)
@@ -97,7 +98,7 @@ class Scene:
                 raise RobotError(f"Genesis does not take the robot: {error}") from error
         self.solver = self._scene.sim.rigid_solver
         joints = {joint.name: joint for joint in self.entity.joints}
-        names = [self.model.joint(k).name or f"joint{k}" for k in range(self.model.njnt)]
+        names = [joint_name(self.model, k) for k in range(self.model.njnt)]
         bodies = [self.model.body(k).name or f"body{k}" for k in range(self.model.nbody)]
         links = {link.name: link.idx_local for link in self.entity.links}
         missing = [name for name in (*names, *bodies[1:]) if name not in joints and name not in links]
@@ -119,11 +120,11 @@ class Scene:
         limited = m.actuator_ctrllimited[:, None] != 0
         self._control_range = self.tensor(np.where(limited, m.actuator_ctrlrange, [-np.inf, np.inf]))
         self._servos = bool(m.actuator_biasprm[:, :3].any())
-        joints = m.actuator_trnid[:, 0]
-        own = np.where(m.jnt_actfrclimited[joints, None] != 0, m.jnt_actfrcrange[joints], [-np.inf, np.inf])
+        at = m.actuator_trnid[:, 0]
+        own = np.where(m.jnt_actfrclimited[at, None] != 0, m.jnt_actfrcrange[at], [-np.inf, np.inf])
         # of motors without limits nothing is left to Genesis
         self.left_to_engine = self._servos or bool(np.isfinite(endless).any() or np.isfinite(own).any())
-        self._at_joint, self._zero = self.tensor(own), self.tensor(m.qpos0[m.jnt_qposadr[joints]])
+        self._at_joint, self._zero = self.tensor(own), self.tensor(m.qpos0[m.jnt_qposadr[at]])
         self.fresh = True
         self.drive()
 
@@ -251,26 +252,22 @@ class Scene:
             if not torch.allclose(mine, found, rtol=1e-5):
                 raise ParameterError(f"wrote a {what} of the actuators into Genesis that did not take effect")
 
-    def _compute(self) -> None:
-        """Compute what a step computes first, without the step: a step leaves that of the state before it."""
+    def resistance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what each joint resists an effort with, and the effort that the present state asks for: (n, V) each.
+
+        The inverse of the diagonal of the inverse joint space inertia; and what gravity, springs and motion ask for.
+        """
+        import torch
+        from genesis.utils.misc import qd_to_torch
+
+        # what a step computes first, without the step: a step leaves that of the state before it
         self.solver.update_forward_pos()
         self.entity.set_dofs_velocity(self.entity.get_dofs_velocity())
         self.solver._func_forward_dynamics()
-
-    def inertia(self) -> torch.Tensor:
-        """Return the joint space inertia (n, V, V) at the present state."""
-        self._compute()
-        found: torch.Tensor = self.entity.get_mass_mat()
-        return found if self._dof_order is None else found[:, self.dofs][:, :, self.dofs]
-
-    def bias_effort(self) -> torch.Tensor:
-        """Return the effort that gravity, springs and motion ask for at the present state (n, V)."""
-        from genesis.utils.misc import qd_to_torch
-
-        self._compute()
-        there = self.solver.dyn_state.dofs
-        found: torch.Tensor = qd_to_torch(there.qf_bias, transpose=True) - qd_to_torch(there.qf_passive, transpose=True)
-        return found[:, self.dofs]
+        there, inertia = self.solver.dyn_state.dofs, self.entity.get_mass_mat().double()
+        bias: torch.Tensor = qd_to_torch(there.qf_bias, transpose=True) - qd_to_torch(there.qf_passive, transpose=True)
+        effective = 1.0 / torch.diagonal(torch.linalg.inv(inertia), dim1=1, dim2=2)
+        return effective[:, self.dofs], bias[:, self.dofs]
 
     def inertias(self) -> torch.Tensor | None:
         """Return the inertias of Genesis' links (n, L, 3, 3), to be written into, or None where they are not shared."""
@@ -311,9 +308,10 @@ def borrow(spec: mujoco.MjSpec, n: int, timestep: float) -> Lease:
     """
     if not isinstance(n, int) or n < 1:
         raise ParameterError(f"expected one plant or more, found {n!r}")
-    key = hashlib.sha256(described(spec).encode()).hexdigest(), timestep, n
+    xml = described(spec)
+    key = hashlib.sha256(xml.encode()).hexdigest(), timestep, n
     at = next((k for k, (other, _) in enumerate(_FREE) if other == key), None)
-    lease = Lease(Scene(spec, n, timestep) if at is None else _FREE.pop(at)[1])
+    lease = Lease(Scene(spec, xml, n, timestep) if at is None else _FREE.pop(at)[1])
     weakref.finalize(lease, _give_back, key, lease.scene)
     return lease
 

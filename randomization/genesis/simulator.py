@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.errors import NonFiniteError, ParameterError
-from sim2real.randomization.genesis.models import GenesisFields, GenesisModels
+from sim2real.errors import ParameterError
+from sim2real.randomization.genesis.models import GenesisModels
 from sim2real.randomization.genesis.scene import borrow
-from sim2real.randomization.mujoco_parameters import MujocoParameters
-from sim2real.randomization.parameters import Array, Values
+from sim2real.randomization.mujoco_parameters import MujocoParameters, ParameterizedPlants
+from sim2real.randomization.parameters import Array
 
 if TYPE_CHECKING:
     from sim2real.randomization.genesis.model import GenesisModel
 
 
-class GenesisSimulator:
+class GenesisSimulator(ParameterizedPlants):
     """A `Simulator` of n plants in Genesis, in single precision.
 
     Args:
@@ -42,10 +41,8 @@ class GenesisSimulator:
         self.model = model
         lease = borrow(model.spec, n, timestep)
         self.scene = lease.scene
-        assert isinstance(model.fields, GenesisFields)
         self._parameters = MujocoParameters(model.fields, GenesisModels(lease, model.fields))
-        start = np.concatenate(model.start())
-        self.set_state(np.tile(start, (n, 1)))
+        self.set_state(np.tile([*model.mj.qpos0, *np.zeros(model.mj.nv)], (n, 1)))
 
     @property
     def n(self) -> int:
@@ -58,26 +55,6 @@ class GenesisSimulator:
     @property
     def degrees_of_freedom(self) -> int:
         return int(self.scene.model.nv)
-
-    def nominal(self) -> dict[str, float]:
-        return self._parameters.nominal()
-
-    def units(self) -> dict[str, str]:
-        return self._parameters.units()
-
-    def write(self, values: Values, mask: NDArray[np.bool_] | None = None) -> None:
-        """Write values (name -> (n,)), let inertias follow masses, and read back; see `MujocoParameters`."""
-        self._parameters.write(values, mask)
-
-    def read(self) -> dict[str, Array]:
-        return self._parameters.read()
-
-    def restore(self, mask: NDArray[np.bool_] | None = None, names: Iterable[str] | None = None) -> None:
-        self._parameters.restore(mask, names)
-
-    def silent(self) -> dict[str, str]:
-        """Return the fields that this engine does not have in this model: name -> why."""
-        return self._parameters.silent()
 
     def set_state(self, state: Array, mask: NDArray[np.bool_] | None = None) -> None:
         dof = self.degrees_of_freedom
@@ -101,21 +78,11 @@ class GenesisSimulator:
             states.append(self.state())
         if not states:
             return np.zeros((self.n, 0, 2 * self.degrees_of_freedom))
-        lost = np.flatnonzero(self.scene.lost())
-        if len(lost):
-            raise NonFiniteError(f"plant {lost[0]} left the finite numbers{self._parameters.describe(int(lost[0]))}")
+        self._require_kept(np.flatnonzero(self.scene.lost()))
         return np.stack(states, 1)
 
-    def _require_finite(self, what: str, value: Array) -> None:
-        # what is larger MuJoCo takes for infinite, too
-        bad = ~(np.abs(value) <= 1e10).reshape(self.n, -1).all(1)
-        if bad.any():
-            plant = int(bad.argmax())
-            raise NonFiniteError(f"plant {plant} has a {what} that is not finite{self._parameters.describe(plant)}")
-
     def effective_inertia(self) -> Array:
-        inertia = self.scene.inertia().cpu().numpy().astype(float)
-        return np.asarray(1.0 / np.diagonal(np.linalg.inv(inertia), axis1=1, axis2=2))
+        return np.asarray(self.scene.resistance()[0].cpu().numpy(), float)
 
     def bias_effort(self) -> Array:
-        return np.asarray(self.scene.bias_effort().cpu().numpy(), float)
+        return np.asarray(self.scene.resistance()[1].cpu().numpy(), float)

@@ -44,12 +44,12 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     Attributes:
         randomizer: what draws parameters.
         elapsed: (n,) control steps of the present episodes so far.
-        takes_tensors: whether actions may be tensors on a device.
+        device: of what is returned.
     """
 
     randomizer: Randomizer
     plants: Any
-    takes_tensors = False
+    device: Any = "cpu"
     _store: ParameterStore
 
     def __init__(self, task: Task, num_envs: int, max_episode_steps: int, autoreset_mode: str | AutoresetMode) -> None:
@@ -114,12 +114,26 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """Put the plants `rows`, which `mask` selects, where episodes begin; see `_starts`."""
 
     @abstractmethod
-    def _advance(self, actions: Values, going: Mask | None) -> tuple[Values, Values, Values, Infos]:
-        """Step the environments in `going`, all if None; what is returned of the others means nothing.
+    def _simulate(
+        self, actions: Values, going: Mask | None, wrench: NDArray[np.float64] | None
+    ) -> tuple[Values, Values, Values, Infos]:
+        """Step the plants in `going`, all if None, under a push (n, 6) of the body `_pushed`, if there are pushes.
 
         Returns:
             observations, rewards and terminations of the task, and infos.
         """
+
+    def _advance(self, actions: Values, going: Mask | None) -> tuple[Values, Values, Values, Infos]:
+        """Step the environments in `going`, all if None; what is returned of the others means nothing."""
+        mask = self._all if going is None else going
+        if self.randomizer.moving:
+            self.randomizer.advance(self._streams["dynamics"], mask & (self.elapsed > 0))
+        wrench = None if self._push is None else self._push.next(self._streams["push"], mask).copy()
+        observation, reward, ended, infos = self._simulate(actions, going, wrench)
+        self.elapsed += mask
+        if wrench is not None:
+            infos["push"] = wrench
+        return observation, reward, ended, infos
 
     @abstractmethod
     def _observe(self, rows: Rows) -> Values:
@@ -287,7 +301,7 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def _taken(self, actions: Any) -> Values:
         """Return actions as the engine takes them; see `_check_actions`."""
         self._check_actions(actions)
-        return np.asarray(actions)
+        return np.asarray(plain(actions))
 
     def _check_actions(self, actions: Any) -> None:
         """Check actions before they are taken.

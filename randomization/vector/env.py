@@ -108,13 +108,11 @@ class MujocoVectorEnv(PlantsVectorEnv):
     def _reset_info(self, rows: NDArray[np.intp]) -> Infos:
         return self.task.reset_info(self.plants, rows)
 
-    def _advance(self, actions: NDArray[Any], going: Mask | None) -> tuple[Array, Array, Mask, Infos]:
-        """Step the environments in `going`, all if None; what is returned of the others means nothing."""
-        mask = np.ones(self.num_envs, bool) if going is None else going
-        if self.randomizer.moving:
-            self.randomizer.advance(self._streams["dynamics"], mask & (self.elapsed > 0))
-        if self._push is not None:
-            self.batch.bind("xfrc_applied")[:, self._pushed] = self._push.next(self._streams["push"], mask)
+    def _simulate(
+        self, actions: NDArray[Any], going: Mask | None, wrench: Array | None
+    ) -> tuple[Array, Array, Mask, Infos]:
+        if wrench is not None:
+            self.batch.bind("xfrc_applied")[:, self._pushed] = wrench
         before = self.task.before(self.plants)
         ids = None if going is None else np.flatnonzero(going).astype(np.int32)
         if self._chain is None:
@@ -122,15 +120,12 @@ class MujocoVectorEnv(PlantsVectorEnv):
             self.batch.step(ids, nstep=self.task.frame_skip)
         else:
             delivered = self._execute(self._chain, actions.astype(float), going, ids)
-        self.plants.after_step(mask)
-        self.elapsed += mask
+        self.plants.after_step(self._all if going is None else going)
         observation = self.task.observe(self.plants, slice(None))
         reward, terminated, infos = self.task.outcome(self.plants, before, actions, observation)
         if self._chain is not None:
             infos |= {"commanded_action": actions.astype(float), "delivered_action": delivered}
             infos["applied_effort"] = self._force.copy()
-        if self._push is not None:
-            infos["push"] = self.batch.bind("xfrc_applied")[:, self._pushed].copy()
         return observation, reward, terminated, infos
 
     def _execute(self, chain: BoundChain, actions: Array, going: Mask | None, ids: NDArray[np.int32] | None) -> Array:

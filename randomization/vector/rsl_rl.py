@@ -49,7 +49,7 @@ class RslRlEnv:
         self.envs, self._base, self.cfg = envs, base, cfg
         self.num_envs, self.max_episode_length = base.num_envs, base.max_episode_steps
         self.num_actions = int(np.prod(base.single_action_space.shape))  # type: ignore[arg-type]
-        self.device = getattr(base, "device", "cpu")
+        self.device = base.device
         space: Any = base.single_action_space
         ends = np.isfinite(space.low) & np.isfinite(space.high)
         self._middle = self._tensor(np.where(ends, 0.5 * (space.high + space.low), 0.0))
@@ -85,8 +85,7 @@ class RslRlEnv:
         """Step with actions (n, A); return observations, rewards (n,), dones (n,) and extras."""
         import torch
 
-        actions = self._middle + self._half * actions.to(self.device)
-        given = actions if self._base.takes_tensors else actions.cpu().numpy()
+        given = self._middle + self._half * actions.to(self.device)
         observations, rewards, terminated, truncated, _ = self.envs.step(given)
         self._observation = self._tensor(observations)
         terminated, truncated = (torch.as_tensor(x, device=self.device) for x in (terminated, truncated))
