@@ -239,6 +239,20 @@ class MujocoParameters:
         self._assign(leading, {n: v[rows] for n, v in self._read(leading).items()}, rows)
         self._arrays.commit(rows, self._needs_constants(self._touched(leaving | leading)))
 
+    def put(self, plant: int, model: mujoco.MjModel) -> bool:
+        """Put what was ever written into a plant into another model of the robot.
+
+        Returns:
+            whether the constants that MuJoCo derives are to be computed anew.
+        """
+        for field in self._changed:
+            value = self._arrays.values(field)[plant]
+            if field.startswith("opt."):
+                setattr(model.opt, field[4:], value)
+            else:
+                model_field(model, field)[...] = value
+        return self._needs_constants(list(self._changed))
+
     def describe(self, plant: int) -> str:
         """Return the written parameters of one plant in a line, or "" where there are none."""
         values = [f"{name}={value[plant]:g}" for name, value in self._read(self.written).items()]

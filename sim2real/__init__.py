@@ -34,6 +34,7 @@ _HOMES = {
     "LogSchema": "sim2real.logs",
     "MPPI": "sim2real.planning",
     "MujocoSimulator": "sim2real.randomization",
+    "ObservePixels": "sim2real.randomization.pictures",
     "Parameter": "sim2real.randomization",
     "ParameterSet": "sim2real.randomization",
     "Plant": "sim2real.plant",

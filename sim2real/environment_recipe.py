@@ -26,6 +26,7 @@ class EnvironmentRecipe(Section):
         perception: stages between plant and observations.
         initial_state: `{name: notation}`.
         push: arguments of `Push`, by name.
+        pixels: what a camera sees in the place of the observations: `{camera: track, height: 84, width: 84}`.
     """
 
     env: str | None = None
@@ -36,6 +37,7 @@ class EnvironmentRecipe(Section):
     perception: list[dict[str, Any]] = Field(default_factory=list)
     initial_state: dict[str, str] = Field(default_factory=dict)
     push: dict[str, Any] = Field(default_factory=dict)
+    pixels: dict[str, Any] | None = None
 
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe | EnvironmentRecipe
@@ -73,6 +75,7 @@ def gaps(recipe: RecipeLike) -> dict[str, Any]:
         "perception": r.perception,
         "initial_state": r.initial_state,
         "push": r.push,
+        "pixels": r.pixels,
     }
 
 

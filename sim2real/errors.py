@@ -43,6 +43,10 @@ class ModelError(Sim2RealError, ValueError):
     """A saved model or posterior that cannot be used."""
 
 
+class RenderError(Sim2RealError, RuntimeError):
+    """Pictures that cannot be drawn here."""
+
+
 class MissingExtraError(Sim2RealError, ImportError):
     """An optional dependency that is not installed."""
 

@@ -68,7 +68,7 @@ def preview(
     if steps < 1:
         raise RecipeError(f"a trial takes at least one step, found {steps}")
     base = make_environment(env) if isinstance(env, str) else env
-    arguments = gaps(recipe)
+    arguments = gaps(recipe) | {"pixels": None}  # what is compared is the state
     if not arguments["parameters"]:
         raise RecipeError("the recipe randomizes no parameters: give it `parameters: {name: notation}`")
     wrapped: Any = randomized(base, **arguments)

@@ -8,10 +8,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 import yaml
 
 from sim2real import RandomizeDynamics, gaps, make_vec, wrap
+from sim2real.errors import RenderError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
@@ -35,6 +37,18 @@ def test_costs_run() -> None:
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(block, names)
     assert np.isfinite(names["value"](torch.zeros(3, 2))).all()
+
+
+def test_pictures_run() -> None:
+    page = (ROOT / "docs" / "pictures.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    try:
+        exec(block, names)
+    except RenderError as error:
+        pytest.skip(str(error))
+    assert names["pictures"].shape == (4, 64, 64, 3)
+    assert len({picture.tobytes() for picture in names["pictures"]}) == 4
 
 
 def test_recipe_is_accepted() -> None:

@@ -16,6 +16,7 @@ from sim2real.randomization.genesis.models import GenesisFields, GenesisModels
 from sim2real.randomization.genesis.scene import Scene, borrow
 from sim2real.randomization.mujoco_parameters import MujocoParameters
 from sim2real.randomization.parameters import ParameterStore
+from sim2real.randomization.pictures import Pixels
 from sim2real.randomization.randomization import Randomizations
 from sim2real.randomization.vector.conventions import Mask, PlantsVectorEnv
 from sim2real.randomization.vector.task import FunctionTask, Infos, Rows
@@ -90,6 +91,7 @@ class GenesisVectorEnv(PlantsVectorEnv):
         push: the arguments of `Push`, by name.
         execution: stages between actions and plant, at the substeps; those that are `native` are computed, too.
         perception: stages between plant and observations; rewards are of the true state.
+        pixels: what cameras see, as for `Pixels`, beside the task's observations or in their place.
         max_episode_steps: control steps after which an episode is truncated; 0 for never.
         autoreset_mode: of Gymnasium.
 
@@ -114,6 +116,7 @@ class GenesisVectorEnv(PlantsVectorEnv):
         push: Mapping[str, Any] | None = None,
         execution: Sequence[Mapping[str, Any]] = (),
         perception: Sequence[Mapping[str, Any]] = (),
+        pixels: Mapping[str, Any] | Pixels | None = None,
         max_episode_steps: int = 0,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
@@ -139,7 +142,7 @@ class GenesisVectorEnv(PlantsVectorEnv):
                 self._motors = Motors(model)
                 refuse_other_output(chain)
             self._chain = chain.bind(num_envs, model.nu, float(model.opt.timestep), like=self._none)
-        self._randomized(parameters, initial_state, push, perception, like=self._none if perception else None)
+        self._randomized(parameters, initial_state, push, perception, pixels, like=self._none if perception else None)
 
     def _given(self, array: Any) -> torch.Tensor:
         import torch

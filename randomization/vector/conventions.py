@@ -19,7 +19,9 @@ from sim2real.adapters.stage import plain
 from sim2real.errors import ParameterError
 from sim2real.randomization.env_parameters import JoinedStore, require_finite_actions
 from sim2real.randomization.initial_state import InitialState, mujoco_state_units
+from sim2real.randomization.mujoco_parameters import MujocoParameters
 from sim2real.randomization.parameters import ParameterStore
+from sim2real.randomization.pictures import Pixels, PlantPictures
 from sim2real.randomization.pushes import PushSchedule, Wrench, check_push
 from sim2real.randomization.randomization import Randomizations, Randomizer, parse_randomizations, stream
 from sim2real.randomization.vector.task import Infos, Rows, Task, check_mapping
@@ -51,6 +53,7 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     plants: Any
     device: Any = "cpu"
     _store: ParameterStore
+    _pictures: PlantPictures | None = None
 
     def __init__(self, task: Task, num_envs: int, max_episode_steps: int, autoreset_mode: str | AutoresetMode) -> None:
         super().__init__()
@@ -80,15 +83,16 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         initial_state: Mapping[str, str] | None,
         push: Mapping[str, Any] | None,
         perception: Sequence[Mapping[str, Any]],
+        pixels: Mapping[str, Any] | Pixels | None,
         like: Values = None,
     ) -> None:
         """Set up what is drawn, and what sensors make of observations; `_store` and `_chain` are there already.
 
         Args:
-            parameters, initial_state, push, perception: as `make_vec` takes them.
+            parameters, initial_state, push, perception, pixels: as `make_vec` takes them.
             like: an array of the kind that observations are.
         """
-        task, n = self.task, self.num_envs
+        task, n, plants = self.task, self.num_envs, self._store
         if self._chain is not None:
             self._store = JoinedStore((self._store, self._chain))
         if perception:
@@ -99,8 +103,14 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             self._sensors = chain.bind(n, width, task.dt, like=like)
             self._wide = np.float64 if like is None else None
             self._store = JoinedStore((self._store, self._sensors))
+        read = self.single_observation_space
+        self._reading = self._given(np.zeros((n, *(read.shape or ())), read.dtype))
+        if pixels is not None:
+            self._pixels = Pixels.of(pixels)
+            self.single_observation_space = self._pixels.space(read)
+            assert isinstance(plants, MujocoParameters)
+            self._pictures = PlantPictures(plants, self._pixels)
         self.observation_space = batch_space(self.single_observation_space, n)
-        self._reading = self._given(np.zeros(self.observation_space.shape or (), self.single_observation_space.dtype))
         self.randomizer = Randomizer(parse_randomizations(parameters), self._store, n, task.dt)
         self._initial = InitialState(initial_state, mujoco_state_units(task.model)) if initial_state else None
         self._push: PushSchedule | None = None
@@ -198,7 +208,15 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._done[mask] = False
         self._begun |= mask
         observation = self._sensed(self._observe(slice(None)), mask)
-        return observation, self._masked(infos, mask, mask)
+        return self._seen(observation), self._masked(infos, mask, mask)
+
+    def _seen(self, readings: Values, plants: Rows = slice(None)) -> Values:
+        """Return what is observed: readings (k, O) of plants, pictures of these, or both."""
+        if self._pictures is None:
+            return readings
+        positions = plain(self.plants.qpos)[plants]
+        drawn = self._pictures.draw(np.arange(self.num_envs)[plants].tolist(), positions)
+        return self._pixels.beside(self._given(drawn), readings)
 
     def _sensed(self, observation: Values, mask: Mask | None = None) -> Values:
         """Return what the sensors make of observations; outside of `mask` what they read last."""
@@ -291,7 +309,7 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._done.any():
             return self._restart(observation, reward, terminated, truncated, infos)
         told = self._masked(infos, self._all, self._all)
-        return observation, reward, self._given(terminated), self._given(truncated), told
+        return self._seen(observation), reward, self._given(terminated), self._given(truncated), told
 
     def _add(self, reward: Values) -> None:
         """Sum up rewards, where a curriculum wants to know."""
@@ -332,16 +350,18 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         observation[rows] = self._observe(rows)
         self._done = terminated | truncated
         told = self._merged(infos, going, begun, ~going)
-        return self._sensed(observation), reward, self._given(terminated), self._given(truncated), told
+        return self._seen(self._sensed(observation)), reward, self._given(terminated), self._given(truncated), told
 
     def _restart(
         self, observation: Values, reward: Values, terminated: Mask, truncated: Mask, infos: Infos
     ) -> tuple[Values, Values, Values, Values, dict[str, Any]]:
         """SAME_STEP: the environments whose episode has ended begin the next one."""
-        ended, xp = self._done, array_api_compat.array_namespace(observation)
+        ended = self._done
         final = np.full(self.num_envs, None, dtype=object)
-        for i in np.flatnonzero(ended).tolist():
-            final[i] = xp.asarray(observation[i], copy=True)
+        rows = np.flatnonzero(ended)
+        last_seen = self._seen(observation[rows], rows)
+        for k, i in enumerate(rows.tolist()):
+            final[i] = _one(last_seen, k)
         kept = {key: self._where(ended, value) for key, value in infos.items()}
         last = self._masked(kept, ended, ended)
         begun = self._begin(ended, np.zeros(self.num_envs, bool), {})
@@ -349,7 +369,7 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._done = np.zeros(self.num_envs, bool)
         merged = self._merged(infos, ~ended, begun, ended)
         merged |= {"final_obs": final, "_final_obs": ended.copy(), "final_info": last, "_final_info": ended.copy()}
-        return observation, reward, self._given(terminated), self._given(truncated), merged
+        return self._seen(observation), reward, self._given(terminated), self._given(truncated), merged
 
     def _observed_anew(self, observation: Values, mask: Mask) -> Values:
         """Return observations with those in `mask` taken, and read, again."""
@@ -406,7 +426,16 @@ class PlantsVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         return out
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Nothing is open."""
+        """Free what pictures are drawn with."""
+        if self._pictures is not None:
+            self._pictures.close()
+
+
+def _one(values: Values, k: int) -> Values:
+    """Return a copy of the row k of an array, or of those of a dictionary."""
+    if isinstance(values, dict):
+        return {key: _one(value, k) for key, value in values.items()}
+    return array_api_compat.array_namespace(values).asarray(values[k], copy=True)
 
 
 def _host(mask: Values) -> Mask:

@@ -15,6 +15,7 @@ from sim2real.randomization.mujoco_fields import MujocoFields
 from sim2real.randomization.mujoco_parameters import BatchModels, MujocoParameters
 from sim2real.randomization.mujoco_simulator import available_threads
 from sim2real.randomization.parameters import Array, ParameterStore
+from sim2real.randomization.pictures import Pixels
 from sim2real.randomization.randomization import Randomizations
 from sim2real.randomization.vector.conventions import Mask, PlantsVectorEnv
 from sim2real.randomization.vector.task import Infos, Plants, Rows, Task
@@ -34,6 +35,7 @@ class MujocoVectorEnv(PlantsVectorEnv):
         push: the arguments of `Push`, by name.
         execution: stages between actions and plant, as for `ExecutionGap`, at the substeps.
         perception: stages between plant and observations, as for `PerceptionGap`; rewards are of the true state.
+        pixels: what cameras see, as for `Pixels`, beside the task's observations or in their place.
         max_episode_steps: control steps after which an episode is truncated; 0 for never.
         autoreset_mode: of Gymnasium; in NEXT_STEP mode the step after an episode's end ignores the action.
         threads: to step on; 0 means all the cores of this process.
@@ -53,6 +55,7 @@ class MujocoVectorEnv(PlantsVectorEnv):
         push: Mapping[str, Any] | None = None,
         execution: Sequence[Mapping[str, Any]] = (),
         perception: Sequence[Mapping[str, Any]] = (),
+        pixels: Mapping[str, Any] | Pixels | None = None,
         max_episode_steps: int = 0,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         threads: int = 0,
@@ -88,7 +91,7 @@ class MujocoVectorEnv(PlantsVectorEnv):
                 refuse_other_output(chain)
             self._force = self.batch.bind("actuator_force")
             self._chain = chain.outside_engine().bind(num_envs, model.nu, float(model.opt.timestep))
-        self._randomized(parameters, initial_state, push, perception)
+        self._randomized(parameters, initial_state, push, perception, pixels)
 
     def _place(self, mask: Mask, rows: NDArray[np.intp]) -> None:
         ids = None if mask.all() else rows.astype(np.int32)

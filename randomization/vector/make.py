@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from sim2real.errors import ParameterError
+from sim2real.randomization.pictures import ObservePixels, Pixels
 from sim2real.randomization.pushes import check_push
 from sim2real.randomization.randomization import Randomizations
 from sim2real.randomization.vector.env import MujocoVectorEnv
@@ -27,6 +29,7 @@ def make_vec(
     push: Mapping[str, Any] | None = None,
     execution: Sequence[Mapping[str, Any]] = (),
     perception: Sequence[Mapping[str, Any]] = (),
+    pixels: Mapping[str, Any] | Pixels | None = None,
     autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     vectorization: Literal["fastest", "batch", "genesis", "sync", "async"] = "fastest",
     threads: int = 0,
@@ -47,6 +50,8 @@ def make_vec(
         push: the arguments of `Push`, by name.
         execution: stages between actions and plant, as for `ExecutionGap`.
         perception: stages between plant and observations, as for `PerceptionGap`.
+        pixels: what a camera of the robot file sees, `{"camera": name, "height": 84, "width": 84}`, in the place of the
+            observations or, with `"state": True`, beside them; see `Pixels`.
         autoreset_mode: of Gymnasium.
         vectorization: "batch", "genesis", "sync" or "async", or "fastest" for batch where there is one and sync
             elsewhere.
@@ -57,6 +62,7 @@ def make_vec(
     Raises:
         ParameterError: `vectorization="batch"` for an environment that has no batched task, a `render_mode` for a
             batch, or an unknown parameter.
+        RenderError: pictures are asked for, and there is no OpenGL here.
 
     Example:
         >>> envs = make_vec("Hopper-v5", 4, parameters={"dynamics.torso.mass": "*U(0.8, 1.2)"})
@@ -70,6 +76,7 @@ def make_vec(
         "push": push,
         "execution": execution,
         "perception": perception,
+        "pixels": pixels,
     }
     if isinstance(env, str) and env in ROBOT_TASKS:
         env = robot_task(env)
@@ -77,7 +84,7 @@ def make_vec(
         if kwargs or vectorization not in ("fastest", "batch", "genesis"):
             given = next(iter(kwargs), f"vectorization={vectorization}")
             raise ParameterError(
-                f"a task of one's own runs as a batch or on genesis, and takes no {given!r}; it does not render"
+                f"a task of one's own runs as a batch or on genesis, and takes no {given!r}; pictures: pixels={{...}}"
             )
         if vectorization == "genesis":
             if threads:
@@ -110,7 +117,7 @@ def make_vec(
         task = task_for(single)
         if task is not None:
             if kwargs.get("render_mode") is not None:
-                raise ParameterError("a batch of MuJoCo plants does not render; use vectorization='sync' for pictures")
+                raise ParameterError("a batch of MuJoCo plants has no render(); for pictures: pixels={...}")
             limit = single.spec.max_episode_steps if single.spec is not None else None
             return MujocoVectorEnv(
                 task,
@@ -141,6 +148,7 @@ def randomized(
     push: Mapping[str, Any] | None = None,
     execution: Sequence[Mapping[str, Any]] = (),
     perception: Sequence[Mapping[str, Any]] = (),
+    pixels: Mapping[str, Any] | Pixels | None = None,
 ) -> gym.Env[Any, Any]:
     """Wrap a single environment in what is asked for; the arguments are those of `make_vec`."""
     if initial_state:
@@ -158,4 +166,6 @@ def randomized(
         env = PerceptionGap(env, perception)
     if parameters:
         env = RandomizeDynamics(env, parameters)
+    if pixels is not None:
+        env = ObservePixels(env, **asdict(Pixels.of(pixels)))
     return env

@@ -138,6 +138,10 @@ def go2() -> mujoco.MjSpec:
     spec.body("base").add_freejoint(name="base")
     floor = spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[50.0, 50.0, 1.0])
     floor.friction[0] = 0.8
+    sun = {"pos": [0.0, 0.0, 4.0], "dir": [0.3, 0.3, -1.0], "diffuse": [0.8, 0.8, 0.8]}
+    spec.worldbody.add_light(name="sun", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, **sun)
+    beside = {"pos": [0.3, -1.4, 0.5], "xyaxes": [1.0, 0.2, 0.0, -0.06, 0.3, 1.0]}
+    spec.body("base").add_camera(name="track", mode=mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM, **beside)
     for joint in spec.joints:
         if joint.type == mujoco.mjtJoint.mjJNT_HINGE:
             joint.armature = 0.01

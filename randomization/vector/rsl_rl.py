@@ -54,7 +54,7 @@ class RslRlEnv:
         ends = np.isfinite(space.low) & np.isfinite(space.high)
         self._middle = self._tensor(np.where(ends, 0.5 * (space.high + space.low), 0.0))
         self._half = self._tensor(np.where(ends, 0.5 * (space.high - space.low), 1.0))
-        self._observation = self._tensor(envs.reset()[0])
+        self._observation = self._groups(envs.reset()[0])
 
     @property
     def unwrapped(self) -> Any:
@@ -73,12 +73,15 @@ class RslRlEnv:
         self._base.elapsed[:] = value.cpu().numpy()
 
     def get_observations(self) -> Any:
-        """Return the present observations: a TensorDict with the group `policy`, (n, O) float32."""
-        return self._dict({"policy": self._observation}, batch_size=[self.num_envs])
+        """Return the present observations: a TensorDict with the group `policy`, (n, O) float32.
+
+        Pictures beside them are the group `pixels`, (n, height, width, 3) from 0 to 255.
+        """
+        return self._dict(dict(self._observation), batch_size=[self.num_envs])
 
     def reset(self) -> tuple[Any, dict[str, Any]]:
         """Begin all episodes anew."""
-        self._observation = self._tensor(self.envs.reset()[0])
+        self._observation = self._groups(self.envs.reset()[0])
         return self.get_observations(), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
@@ -87,10 +90,15 @@ class RslRlEnv:
 
         given = self._middle + self._half * actions.to(self.device)
         observations, rewards, terminated, truncated, _ = self.envs.step(given)
-        self._observation = self._tensor(observations)
+        self._observation = self._groups(observations)
         terminated, truncated = (torch.as_tensor(x, device=self.device) for x in (terminated, truncated))
         extras = {"time_outs": (truncated & ~terminated).float()}
         return self.get_observations(), self._tensor(rewards), (terminated | truncated).long(), extras
+
+    def _groups(self, observations: Any) -> dict[str, Any]:
+        if isinstance(observations, dict):
+            return {"policy": self._tensor(observations["state"]), "pixels": self._tensor(observations["pixels"])}
+        return {"policy": self._tensor(observations)}
 
     def _tensor(self, value: Any) -> Any:
         import torch

@@ -54,7 +54,7 @@ def to_stable_baselines(envs: gym.vector.VectorEnv[Any, Any, Any]) -> VecEnv:
             self.reset_infos = [_single(infos, i) for i in range(self.num_envs)]
             self._reset_seeds()
             self._reset_options()
-            return plain(observations)
+            return _plain(observations)
 
         def _given(self) -> Any:
             seeds = [None if s is None else int(s) for s in self._seeds]
@@ -77,10 +77,10 @@ def to_stable_baselines(envs: gym.vector.VectorEnv[Any, Any, Any]) -> VecEnv:
             singles: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
             for i in np.flatnonzero(done).tolist():
                 singles[i] = _single(infos["final_info"], i)
-                singles[i]["terminal_observation"] = plain(infos["final_obs"][i])
+                singles[i]["terminal_observation"] = _plain(infos["final_obs"][i])
                 singles[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
                 self.reset_infos[i] = _single(infos, i)
-            return plain(observations), np.asarray(plain(rewards), np.float32), done, singles
+            return _plain(observations), np.asarray(plain(rewards), np.float32), done, singles
 
         def close(self) -> None:
             envs.close()
@@ -154,6 +154,12 @@ def resumed(folder: str | Path, curriculum: Curriculum) -> Path | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("checkpoint-*") if path.suffix != ".part")
+
+
+def _plain(observations: Any) -> Any:
+    if isinstance(observations, dict):
+        return {key: plain(value) for key, value in observations.items()}
+    return plain(observations)
 
 
 def _single(infos: dict[str, Any], i: int) -> dict[str, Any]:
