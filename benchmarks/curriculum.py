@@ -40,11 +40,13 @@ class Problem:
     Attributes:
         parameters: the widest distributions.
         hold, lose: returns of an episode of 200 steps.
+        stack: how many of the last observations the policy sees.
     """
 
     parameters: dict[str, str]
     hold: float
     lose: float
+    stack: int = 1
 
 
 PROBLEMS = {
@@ -65,6 +67,7 @@ PROBLEMS = {
         },
         hold=150.0,
         lose=135.0,
+        stack=4,
     ),
 }
 LATENCY = [{"stage": "latency", "delay": 0.0, "longest": 0.25}]
@@ -91,10 +94,12 @@ def margins(task: str, problem: Problem, policy: Any) -> dict[str, float]:
         envs = environments(task, POINTS * TRIES)
         nominal = envs.parameter_store().nominal()[p.name]
         values = np.repeat(draws * (nominal if p.operation == "scale" else 1.0), TRIES)
-        observation, _ = envs.reset(seed=1000, options={"parameters": {p.name: values}})
+        latest, _ = envs.reset(seed=1000, options={"parameters": {p.name: values}})
+        observation = np.concatenate([np.zeros_like(latest)] * (problem.stack - 1) + [latest], 1)
         returns, going = np.zeros(len(values)), np.ones(len(values), bool)
         for _ in range(EPISODE):
-            observation, reward, terminated, truncated, _ = envs.step(policy(observation))
+            latest, reward, terminated, truncated, _ = envs.step(policy(observation))
+            observation = np.concatenate([observation, latest], 1)[:, latest.shape[1] :]
             returns += reward * going
             going &= ~(terminated | truncated)
         good = returns.reshape(POINTS, TRIES).mean(1) >= problem.lose
@@ -111,6 +116,7 @@ def margins(task: str, problem: Problem, policy: Any) -> dict[str, float]:
 def train(task: str, row: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     """Train, from where a killed training was; return margins and bounds along the way."""
     from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import VecFrameStack
 
     problem = PROBLEMS[task]
     curriculum = Automatic(problem.hold, problem.lose, episodes=10, step=0.05)
@@ -120,6 +126,7 @@ def train(task: str, row: str, seed: int, steps: int, folder: Path) -> dict[str,
     envs = to_stable_baselines(
         environments(task, ENVS, [Randomization(widest, curriculum)] if row == "automatic" else ())
     )
+    envs = VecFrameStack(envs, problem.stack)
     if model_file is None:
         model = PPO(
             "MlpPolicy", envs, n_steps=256, batch_size=512, n_epochs=8, gamma=0.98, gae_lambda=0.95, learning_rate=1e-3,

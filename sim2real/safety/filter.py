@@ -206,13 +206,15 @@ class SafetyFilter:
     def _can_stop(self, q: Array, v: Array, acceleration: Array, unsure: Array) -> NDArray[np.bool_]:
         """Return whether joints are within their limits after a period of (S, A), and can still stop before they leave
         them: (S,)."""
-        dt, way, (low, high) = self.period, self.braking.distance, self.inside
-        fast, slow = v + dt * (acceleration + unsure), v + dt * (acceleration - unsure)
-        # the furthest that a period takes it, and then its braking distance
-        highest = q + dt * np.maximum(np.maximum(v, fast), 0) + way(np.maximum(fast, 0))
-        lowest = q + dt * np.minimum(np.minimum(v, slow), 0) - way(-np.minimum(slow, 0))
-        within = (highest <= high) & (lowest >= low) & (fast <= self.fastest) & (slow >= -self.fastest)
-        return np.asarray(within.all(-1))
+        dt, (low, high) = self.period, self.inside
+        change, doubt = dt * acceleration, dt * unsure
+        # forwards, and backwards as if that were forwards: the furthest that a period takes it, and then its braking
+        # distance
+        fast = np.stack([v + change + doubt, doubt - v - change])
+        ahead = np.stack([v, -v])[:, None]
+        reach = dt * np.maximum(np.maximum(ahead, fast), 0) + self.braking.distance(np.maximum(fast, 0))
+        within = (reach <= np.stack([high - q, q - low])[:, None]) & (fast <= self.fastest)
+        return np.asarray(within.all((0, -1)))
 
     def _first_away(self, state: Array, change: Array, unsure: Array, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return the first of accelerations (S, A), the furthest from braking first, that keep away: (S,).
