@@ -305,13 +305,41 @@ def _check(recipe: Any, options: argparse.Namespace, console: Console) -> None:
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> None:
-    from sim2real.recipe import load_recipe
+    from sim2real.recipe import asked_for, load_recipe
+
+    if asked_for(options.recipe, options.overrides) == "robustness":
+        _robustness(options, console)
+        return
     from sim2real.sweep import sweep
 
     recipe = load_recipe(options.recipe, options.overrides)
     found = sweep(recipe, options.output, again=options.again, say=lambda line: console.print(plain(line)))
     console.print(f"best validation score {found.best_score:.5g}, unswept {found.baseline_score:.5g}")
     console.print(f"best recipe: {plain(str(found.best_recipe))}")
+
+
+def _robustness(options: argparse.Namespace, console: Console) -> None:
+    """Say how far the parameters of an environment may go before a policy fails."""
+    from rich.table import Table
+
+    from sim2real.robustness import load_robustness_recipe, robustness
+
+    recipe = load_robustness_recipe(options.recipe, options.overrides)
+    from sim2real.pipeline import set_threads
+
+    set_threads()
+    with console.status("making the environment") as status:
+        found = robustness(recipe, options.output, again=options.again, say=lambda line: status.update(plain(line)))
+    console.print(f"mean return {found.nominal:.4g} at the nominal parameters; it fails below {found.lose:.4g}")
+    table = Table("parameter", "nominal", "fails below", "fails above", "of return", box=None, pad_edge=False)
+    for m in found.margins:
+        ends = ("never" if v is None else plain(m.shown(v)) for v in (m.fails_below, m.fails_above))
+        share = f"{max(found.sobol[m.name]['total'], 0.0):.0%}" if found.sobol else ""
+        table.add_row(plain(m.name), plain(m.shown(m.nominal)), *ends, share)
+    console.print(table)
+    if found.sobol:
+        console.print("of return: share of its variance that the parameter takes part in, when all of them vary")
+    console.print(f"{found.episodes:,} episodes; report: {plain(str(found.directory / 'robustness.html'))}")
 
 
 def _learn(options: argparse.Namespace, console: Console) -> None:

@@ -337,10 +337,28 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file does not exist or is not YAML, or a key is unknown, missing or of the wrong type.
     """
-    document = read_document(Path(path))
+    return parse_recipe(apply_overrides(read_document(Path(path)), overrides), str(path))
+
+
+def asked_for(path: str | Path, overrides: Sequence[str] = ()) -> str:
+    """Return the `sweep.objective` of a recipe of whatever kind, "" where it says none.
+
+    Raises:
+        RecipeError: the file does not exist, or is not a mapping in YAML.
+    """
+    section = apply_overrides(read_document(Path(path)), overrides).get("sweep")
+    return str(section.get("objective", "")) if isinstance(section, dict) else ""
+
+
+def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a recipe as plain data with `section.key=value` put into it.
+
+    Raises:
+        RecipeError: an override is none.
+    """
     for override in overrides:
         _override(document, override)
-    return parse_recipe(document, str(path))
+    return document
 
 
 def read_document(file: Path) -> dict[str, Any]:

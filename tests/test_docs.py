@@ -14,6 +14,7 @@ import yaml
 
 from sim2real import RandomizeDynamics, gaps, make_vec, wrap
 from sim2real.errors import RenderError
+from sim2real.robustness import load_robustness_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
@@ -37,6 +38,17 @@ def test_costs_run() -> None:
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(block, names)
     assert np.isfinite(names["value"](torch.zeros(3, 2))).all()
+
+
+def test_robustness_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert "pole.mass" in capsys.readouterr().out
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert load_robustness_recipe(tmp_path / "recipe.yaml").sweep.lose == "60 %"
 
 
 def test_pictures_run() -> None:

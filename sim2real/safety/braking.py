@@ -59,7 +59,7 @@ class Dynamics:
         self.held: Array = _times(inverse, bias)
         self.sticks: Array = np.diagonal(inverse, axis1=-2, axis2=-1) * friction
         self._through = inverse[..., driven] * gear
-        self._asking = np.linalg.inv(self._through[..., driven, :])
+        self._asking = np.asarray(np.linalg.inv(self._through[..., driven, :]), float)
         self._parts = inverse[..., None, :, :] @ parts
         self._pulls = _times(inverse[..., None, :, :], pulls)
 
