@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,21 @@ STRETCHES = 8
 AWAY, BACK = 0.02, 0.1
 # Periods in which the last of a velocity fades.
 FADE = 3
-# How soon what keeps a robot from its place is made up for, once it is held [s].
-LEARNED = 0.3
+# How soon what the model does not know of accelerations is learned, and made up for in braking [s].
+LEARNED = 0.08
+
+
+@dataclass
+class _Hold:
+    """How a plant that brakes is held.
+
+    Attributes:
+        place: (A,) where, NaN before it stands.
+        left: (A,) time until it should stand [s].
+    """
+
+    place: Array
+    left: Array
 
 
 class SafetyFilter:
@@ -79,6 +93,7 @@ class SafetyFilter:
         self.fastest = (1 - AWAY) * np.asarray(limits.velocity, float)
         width = AWAY * np.where(np.isfinite(high - low), high - low, 0.0)
         self.inside = low + width, high - width
+        self._gain = 1.0 - math.exp(-period / LEARNED)
         self._flying_for = math.ceil(delay / period - 1e-6)
         self._watchdog = Watchdog(self.braking, limits, period)
         self.clearance = None if limits.clearance is None else Clearance(robot, limits.clearance, limits.workspace)
@@ -89,7 +104,7 @@ class SafetyFilter:
     def reset(self) -> None:
         """Forget the past, but not an emergency stop."""
         self.policy.reset()
-        self._held: dict[int, tuple[Array, Array]] = {}  # where plants are held after an emergency stop
+        self._held: dict[int, _Hold] = {}  # of plants that brake
         self._sent: list[Array] = []  # in force since the readings before, and on its way
         self._known: Array | None = None  # where the robot is, by dead reckoning where it cannot be read
         self._watchdog.forget()
@@ -110,6 +125,7 @@ class SafetyFilter:
         n, actions = len(state), len(self._effort)
         if not self._sent or len(self._sent[0]) != n:
             self._sent, self._known = [np.zeros((n, actions))] * (self._flying_for + 1), None
+            self._off = np.zeros((n, actions))  # acceleration beyond the model's
             self._watchdog.forget()
         wrong, at, blind = self._watchdog.look(state, estimate.reading, t, self._known, self._sent[0])
         if wrong is not None:
@@ -122,6 +138,8 @@ class SafetyFilter:
         braking, out, known = self.braking, np.empty((n, actions)), np.empty_like(state)
         flying = self._sent[1:]
         for i in range(n):
+            if not blind[i]:
+                self._learn(i, at[i])
             there, here = at[i], braking.dynamics(at[i])
             first = here
             for sent in flying:
@@ -166,15 +184,20 @@ class SafetyFilter:
             self._count("rate")
         known = braking.within(state)
         if known and self._safe(state, here, slower[None])[0]:
+            self._held.pop(i, None)
             return np.asarray(slower)
         self._count("braking")
-        brake = self._brake(here, q, q, v)
+        place, push = self._place(i, q, v)
+        brake = self._brake(here, place, q, v, push)
         if not known:
             return brake
         # the furthest way from braking to what was asked for that is safe
         commands = brake + SHARES[:, None] * (slower - brake)
         found = self._safe(state, here, commands)
-        return np.asarray(commands[int(found.argmax())] if found.any() else brake)
+        if found.any():
+            self._held.pop(i, None)
+            return np.asarray(commands[int(found.argmax())])
+        return brake
 
     def _brake(self, here: Dynamics, place: Array, q: Array, v: Array, push: Array | float = 0.0) -> Array:
         """Return the command that brakes, and goes to a place within the stops."""
@@ -193,15 +216,26 @@ class SafetyFilter:
         return found
 
     def _place(self, i: int, q: Array, v: Array) -> tuple[Array, Array]:
-        """Return where plant i is held, each joint where it first stood still, and what it takes beyond the model."""
+        """Return where plant i is held, each joint where it first stood still, and what it takes beyond the model.
+
+        A robot that is heavier than its model sinks and never stands still: it is held where it should have stood.
+        """
+        steady = self.braking.deceleration
         if i not in self._held:
-            self._held[i] = np.full_like(q, np.nan), np.zeros_like(q)
-        place, push = self._held[i]
-        place[:] = np.where(np.isnan(place) & (np.abs(v) <= self.period * self.braking.deceleration), q, place)
-        left = np.where(np.isnan(place), 0.0, place - q)
-        most = self.braking.quickest
-        push[:] = np.clip(push + self.period * left / (BACK * self.braking.fade * LEARNED), -most, most)
-        return q + left, push
+            self._held[i] = _Hold(np.full_like(q, np.nan), np.abs(v) / steady + FADE * self.braking.fade)
+        hold = self._held[i]
+        hold.left -= self.period
+        stands = (np.abs(v) <= self.period * steady) | (hold.left <= 0)
+        hold.place[:] = np.where(np.isnan(hold.place) & stands, q, hold.place)
+        away = np.where(np.isnan(hold.place), 0.0, hold.place - q)
+        return q + away, -self._off[i]
+
+    def _learn(self, i: int, state: Array) -> None:
+        """Take in by how much plant i, now in `state` (X,), was accelerated beyond what the model said."""
+        if self._known is not None:
+            half, driven, most = len(state) // 2, self.braking.driven, self.braking.quickest
+            beyond = (state[half:] - self._known[i, half:])[driven] / self.period
+            self._off[i] += self._gain * (np.minimum(np.maximum(beyond, -most), most) - self._off[i])
 
     def _can_stop(self, q: Array, v: Array, acceleration: Array, unsure: Array) -> NDArray[np.bool_]:
         """Return whether joints are within their limits after a period of (S, A), and can still stop before they leave

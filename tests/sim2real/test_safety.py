@@ -245,7 +245,7 @@ def test_near_a_stop_a_joint_may_only_brake_and_may_go_away() -> None:
 )
 def test_what_breaks_stops_the_robot_within_a_period_until_it_is_released(broken: str, why: str) -> None:
     class Breaks:
-        now = False
+        now, asked = False, 0.0
 
         def reset(self) -> None: ...
 
@@ -254,13 +254,16 @@ def test_what_breaks_stops_the_robot_within_a_period_until_it_is_released(broken
                 raise ZeroDivisionError
             if self.now and broken == "shape":
                 return np.zeros((2, 3))
-            return np.full((1, 1), np.nan if self.now and broken == "garbage" else 7.0)
+            return np.full((1, 1), np.nan if self.now and broken == "garbage" else self.asked)
 
     policy = Breaks()
     guard = SafetyFilter(policy, LIMITS["pendulum"], RobotModel("pendulum"), PERIOD)
     for k in range(3):
-        assert guard.act(at([0.01 * k, 0.5]), k * PERIOD) == 7.0
+        # as the readings say: no faster and no slower
+        policy.asked = float(guard.braking.dynamics(np.array([0.01 * k, 0.5])).command(np.zeros(1))[0])
+        assert guard.act(at([0.01 * k, 0.5]), k * PERIOD) == policy.asked
     assert guard.stopped is None
+    policy.asked = 7.0
     policy.now, t, state = True, 3 * PERIOD, [0.04, 0.5]
     if broken == "nan":
         state = [np.nan, 0.5]
@@ -365,3 +368,27 @@ def test_efforts_that_cannot_stop_the_robot_are_refused() -> None:
             Braking(robot, replace(limits, effort=[effort]))
     with pytest.raises(ModelError, match="has 1 actuators, the limits are of 2"):
         SafetyFilter(Pushes(np.ones(2)), LIMITS["two_link_arm"], RobotModel("pendulum"), PERIOD)
+
+
+def test_a_robot_that_is_heavier_than_its_model_does_not_sink_while_it_brakes() -> None:
+    robot, limits = RobotModel("pendulum"), LIMITS["pendulum"]
+    plant = Plant(robot, timestep=0.002, threads=1)
+    heavier = {name: np.full(1, 1.2 * value) for name, value in plant.nominal().items() if name.endswith(".mass")}
+
+    class Insists:
+        def reset(self) -> None: ...
+
+        def act(self, estimate: Estimate, t: float) -> Array:
+            return np.zeros((1, 1))
+
+    running = plant.start(1, heavier)
+    # raised, with nothing allowed but to brake
+    running.reset(np.array([[1.2, 0.0]]))
+    guard = SafetyFilter(Insists(), limits, robot, PERIOD)
+    guard._safe = lambda state, here, commands: np.zeros(len(commands), bool)  # type: ignore[method-assign]
+    for k in range(100):
+        sent = guard.act(Estimate(running.state(), np.zeros((1, 1, 1))), k * PERIOD)
+        running.step(np.repeat(sent[:, None], 10, 1))
+    assert guard.interventions["braking"] == 100
+    assert abs(running.state()[0, 1]) < 1e-3, "it stands"
+    assert abs(running.state()[0, 0] - 1.2) < 0.02, "where it was"
