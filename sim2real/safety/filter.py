@@ -125,7 +125,7 @@ class SafetyFilter:
         n, actions = len(state), len(self._effort)
         if not self._sent or len(self._sent[0]) != n:
             self._sent, self._known = [np.zeros((n, actions))] * (self._flying_for + 1), None
-            self._off = np.zeros((n, actions))  # acceleration beyond the model's
+            self._push = np.zeros((n, actions))  # acceleration that holding takes beyond the model
             self._watchdog.forget()
         wrong, at, blind = self._watchdog.look(state, estimate.reading, t, self._known, self._sent[0])
         if wrong is not None:
@@ -136,10 +136,9 @@ class SafetyFilter:
         if self.stopped:  # a robot that is held rests on what can be read
             at = np.where(blind[:, None], at, state)
         braking, out, known = self.braking, np.empty((n, actions)), np.empty_like(state)
+        self._beyond = self._unforeseen(at, blind)
         flying = self._sent[1:]
         for i in range(n):
-            if not blind[i]:
-                self._learn(i, at[i])
             there, here = at[i], braking.dynamics(at[i])
             first = here
             for sent in flying:
@@ -222,20 +221,24 @@ class SafetyFilter:
         """
         steady = self.braking.deceleration
         if i not in self._held:
-            self._held[i] = _Hold(np.full_like(q, np.nan), np.abs(v) / steady + FADE * self.braking.fade)
-        hold = self._held[i]
+            self._held[i] = _Hold(np.full_like(q, np.nan), np.abs(v) / steady + self.braking.fade)
+        hold, push, most = self._held[i], self._push[i], self.braking.quickest
         hold.left -= self.period
         stands = (np.abs(v) <= self.period * steady) | (hold.left <= 0)
         hold.place[:] = np.where(np.isnan(hold.place) & stands, q, hold.place)
-        away = np.where(np.isnan(hold.place), 0.0, hold.place - q)
-        return q + away, -self._off[i]
+        stood = ~np.isnan(hold.place)
+        # while it is slowed down, velocities lag, and what the model misses cannot be told from that
+        push[:] = np.where(stood, push - self._gain * (push + self._beyond[i]), push)
+        push[:] = np.minimum(np.maximum(push, -most), most)
+        return np.where(stood, hold.place, q), push
 
-    def _learn(self, i: int, state: Array) -> None:
-        """Take in by how much plant i, now in `state` (X,), was accelerated beyond what the model said."""
-        if self._known is not None:
-            half, driven, most = len(state) // 2, self.braking.driven, self.braking.quickest
-            beyond = (state[half:] - self._known[i, half:])[driven] / self.period
-            self._off[i] += self._gain * (np.minimum(np.maximum(beyond, -most), most) - self._off[i])
+    def _unforeseen(self, at: Array, blind: NDArray[np.bool_]) -> Array:
+        """Return by how much plants, now `at` (n, X), were accelerated beyond what the model said: (n, A)."""
+        half, driven = at.shape[1] // 2, self.braking.driven
+        if self._known is None:
+            return np.zeros((len(at), len(driven)))
+        beyond = (at - self._known)[:, half:][:, driven] / self.period
+        return np.where(blind[:, None], 0.0, beyond)
 
     def _can_stop(self, q: Array, v: Array, acceleration: Array, unsure: Array) -> NDArray[np.bool_]:
         """Return whether joints are within their limits after a period of (S, A), and can still stop before they leave
