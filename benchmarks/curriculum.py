@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=tuple(PROBLEMS), default=tuple(PROBLEMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400_000, help="of the environment, in all")
+    parser.add_argument("--steps", type=int, default=800_000, help="of the environment, in all")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "curriculum", help="keeps what is done")
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps, one seed")
     parser.add_argument("--json", type=Path, help="write the result here")

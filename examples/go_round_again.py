@@ -30,12 +30,12 @@ def main() -> None:
     config = EnsembleConfig((True,), 1, DT, history=3, members=3, hidden=(48, 48), lookback=4)
     believed = {"dynamics.payload.mass": 0.45}
     log = Twin(plant, believed, period=DT).record("log", excite(np.random.default_rng(0), 6, DT, LIMIT, (0.5,)), DT)
-    rehearsal = Rehearsal(plant, repeated(believed, 3), Excitation((4.0,), (5.0,), (3.14,)), windows=600)
+    rehearsal = Rehearsal(plant, repeated(believed, 3), Excitation((4.0,), (5.0,), (3.14,)), windows=400)
     model = EnsembleDynamics(config)
-    fit_to_recordings(model, [log], ["position"], rehearsal=rehearsal, recorded=0.0, iterations=600)
+    fit_to_recordings(model, [log], ["position"], rehearsal=rehearsal, recorded=0.0, iterations=400)
 
     def planner(of: EnsembleDynamics) -> MPPI:
-        return MPPI(of, Upright(), LIMIT, candidates=60)
+        return MPPI(of, Upright(), LIMIT, candidates=40)
 
     def upright(of: EnsembleDynamics) -> float:
         assert of.encoder is not None

@@ -40,7 +40,7 @@ def main() -> None:
     # runs from everywhere, with a horizon that is long enough
     rng = np.random.default_rng(1)
     anywhere = np.stack([rng.uniform(-np.pi, np.pi, 16), rng.normal(0, 4, 16)], 1)
-    runs = let_loose(planner(1.2), anywhere, 3.0)
+    runs = let_loose(planner(1.2), anywhere, 2.0)
     value = fit_value(COST, runs.states, runs.commands, PLANT.model.wraps, PERIOD)
 
     hanging = np.array([[0.0, 0.0], [0.3, 0.0]])
@@ -49,7 +49,7 @@ def main() -> None:
         ("0.2 s", planner(0.2)),
         ("0.2 s and a value", planner(0.2, value)),
     ):
-        run = let_loose(policy, hanging, 4.0)
+        run = let_loose(policy, hanging, 3.0)
         upright = closeness(COST, run.states[:, 1:], PERIOD).mean()
         print(f"{name:>17}: upright {upright:.2f}, {np.median(run.milliseconds):.0f} ms for the two of them")
 

@@ -24,7 +24,7 @@ def main() -> None:
     robot = Twin(real, {"dynamics.payload.mass": 0.8}, Chain([Noise(gap="perception", additive=0.001)]))
     learn, held_out, new = (
         robot.record(name, excite(np.random.default_rng(k), seconds, 0.02, np.array([3.0]), (0.5, 1.3)), hold=0.02)
-        for k, (name, seconds) in enumerate((("learn", 12), ("held_out", 24), ("new", 24)))
+        for k, (name, seconds) in enumerate((("learn", 12), ("held_out", 16), ("new", 16)))
     )
     known, asked = Questions.of(held_out, ["position"]), Questions.of(new, ["position"])
 
@@ -41,7 +41,7 @@ def main() -> None:
 
     def network(rehearsal: Rehearsal | None) -> RecordingPredictor:
         model = EnsembleDynamics(config)
-        fit_to_recordings(model, [learn], ["position"], rehearsal=rehearsal, iterations=500)
+        fit_to_recordings(model, [learn], ["position"], rehearsal=rehearsal, iterations=200)
         return RecordingPredictor(model, ["position"])
 
     parts: dict[str, Predictor] = {"simulator": simulator, "logs": network(None), "rehearsed": network(rehearsal)}
@@ -55,7 +55,7 @@ def main() -> None:
     teacher = CombinedPredictor.fit(list(parts.values()), [known], [Questions.of(learn, ["position"])])
     twin = Twin(plant, posterior.values, period=config.timestep)
     practice = practise(twin, excitation, ["position"], hold=config.timestep, rng=rng)
-    one = distill(teacher, EnsembleDynamics(config, 1), [learn], practice, [held_out], ["position"], iterations=300)
+    one = distill(teacher, EnsembleDynamics(config, 1), [learn], practice, [held_out], ["position"], iterations=200)
     print(f"distilled: mean NRMSE {one.student:.3f} where its teacher has {one.teacher:.3f}")
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Run by other tests, which need what they need: a Genesis that has started, a training that is killed.
-ELSEWHERE = ("two_engines", "widen_bounds")
+# Run by other tests, which need what they need: a Genesis or a Ray that has started, a training that is killed.
+ELSEWHERE = ("sweep_in_python", "two_engines", "widen_bounds")
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem not in ELSEWHERE)
 
 

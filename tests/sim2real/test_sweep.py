@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +28,7 @@ from sim2real.search_space import parse_range, require_same_recordings, search_s
 from sim2real.sweep import rung_scores, sweep
 
 DELAY = "parameters.execution.latency.delay"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sweep_in_python.py"
 PENDULUM = Path(sim2real.recipes.__file__).parent / "pendulum.yaml"
 # a recording and an identification as short as they can be
 SHORT = (
@@ -249,8 +253,8 @@ def distance_scorer(scored: Path) -> Callable[..., Iterator[tuple[float, float]]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A sweep that is interrupted when its first trial ends, and then gone on with."""
-    pytest.importorskip("ray")
+    """A sweep that is interrupted when its first trial ends, and then gone on with; and the example."""
+    ray = pytest.importorskip("ray")
     output = tmp_path_factory.mktemp("with space")
     recipe = swept(KEYS, trials=TRIALS)
     lines: list[str] = []
@@ -263,8 +267,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setattr(sweeping, "rung_scores", distance_scorer(output / "scored"))
         with contextlib.suppress(KeyboardInterrupt):
             sweep(recipe, output, say=interrupt)
+        assert not ray.is_initialized()
+        # once for all that follows: to start it takes longer than what is done
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         result = sweep(recipe, output, say=lines.append)
-    return {"recipe": recipe, "result": result, "lines": lines, "output": output}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert ray.is_initialized()
+    ray.shutdown()
+    return {"recipe": recipe, "result": result, "lines": lines, "output": output, "printed": printed.getvalue()}
 
 
 @pytest.mark.slow
@@ -319,8 +331,14 @@ def test_a_sweep_leaves_a_tensorboard_log_of_every_trial(finished: dict[str, Any
 
 
 @pytest.mark.slow
-def test_a_sweep_leaves_the_process_as_it_was(finished: dict[str, Any]) -> None:
-    import ray
+def test_the_example_finds_what_is_no_worse(finished: dict[str, Any]) -> None:
+    *rows, last = finished["printed"].strip().splitlines()
+    assert sum(row.startswith("{'trial'") for row in rows) == 4
+    best, unswept = (float(number) for number in re.findall(r"best: (\S+), unswept: (\S+),", last)[0])
+    assert 0 < best <= unswept < 1
 
-    assert not ray.is_initialized()
+
+@pytest.mark.slow
+def test_a_sweep_leaves_the_process_as_it_was(finished: dict[str, Any]) -> None:
+    assert finished["result"].results.is_file()
     assert "TUNE_GLOBAL_CHECKPOINT_S" not in os.environ
