@@ -25,6 +25,8 @@ STRETCHES = 8
 AWAY, BACK = 0.02, 0.1
 # Periods in which the last of a velocity fades.
 FADE = 3
+# Share of what a period of braking takes from a velocity below which a joint stands.
+STILL = 0.1
 # How soon what the model does not know of accelerations is learned, and made up for in braking [s].
 LEARNED = 0.08
 
@@ -224,13 +226,14 @@ class SafetyFilter:
             self._held[i] = _Hold(np.full_like(q, np.nan), np.abs(v) / steady + self.braking.fade)
         hold, push, most = self._held[i], self._push[i], self.braking.quickest
         hold.left -= self.period
-        stands = (np.abs(v) <= self.period * steady) | (hold.left <= 0)
+        stands = (np.abs(v) <= STILL * self.period * steady) | (hold.left <= 0)
         hold.place[:] = np.where(np.isnan(hold.place) & stands, q, hold.place)
         stood = ~np.isnan(hold.place)
         # while it is slowed down, velocities lag, and what the model misses cannot be told from that
         push[:] = np.where(stood, push - self._gain * (push + self._beyond[i]), push)
         push[:] = np.minimum(np.maximum(push, -most), most)
-        return np.where(stood, hold.place, q), push
+        # what was learned elsewhere must not make it slow down any less
+        return np.where(stood, hold.place, q), np.where(stood | (push * v < 0), push, 0.0)
 
     def _unforeseen(self, at: Array, blind: NDArray[np.bool_]) -> Array:
         """Return by how much plants, now `at` (n, X), were accelerated beyond what the model said: (n, A)."""
