@@ -15,7 +15,8 @@ Of each row: mean NRMSE with its 90 % interval over one-second blocks, CRPS, cov
 
 Then seconds to tune on 30 s of 100 Hz logs, and milliseconds of an update of the last layer at 20 Hz: on one core.
 
-What was answered stays in the folder: killed, the script goes on where it was.
+What was answered stays in the folder: killed, the script goes on where it was. benchmarks/results/finetune has what was
+answered so far, a quarter of an hour each: give it as the folder to go on from there.
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ def robustness(
 ) -> Robustness:
     """Find how far each parameter may go before a policy fails, and which of them matter together.
 
-    What has finished stays in the run directory: killed, the same call goes on.
+    What has finished stays in the run directory: killed, the same call goes on. With a `policy` that is given as a
+    function it starts over, for a function has no contents to be told by.
 
     Args:
         recipe: what is asked.
@@ -161,7 +162,7 @@ def robustness(
     act = load_policy(recipe.policy, recipe.normalize) if policy is None else policy
     directory = output.resolve() / f"{recipe.name}-{_digest(recipe)}"
     run = RunDirectory(directory)
-    if again:
+    if again or policy is not None:
         run.clear()
     episodes = Episodes(recipe, act, recipe.max_episode_steps)
     try:

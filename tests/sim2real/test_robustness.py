@@ -140,7 +140,9 @@ def test_a_share_is_of_what_is_reached_at_the_nominal_parameters(tmp_path: Path)
 
 
 def test_what_had_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = robustness(recipe(), tmp_path / "whole", policy=still)
+    (tmp_path / "mine.py").write_text("def still(o):\n    return 0 * o[:, :1]\n")
+    mine = recipe(policy=f"{tmp_path}/mine.py:still")
+    whole = robustness(mine, tmp_path / "whole")
 
     def killed(*_: Any) -> Any:
         raise KeyboardInterrupt
@@ -148,12 +150,15 @@ def test_what_had_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(module._Asked, "sobol", killed)
         with pytest.raises(KeyboardInterrupt):
-            robustness(recipe(), tmp_path / "half", policy=still)
+            robustness(mine, tmp_path / "half")
     monkeypatch.setattr(module._Asked, "margins", killed)
-    again = robustness(recipe(), tmp_path / "half", policy=still)
+    again = robustness(mine, tmp_path / "half")
     assert again.margins == whole.margins
     assert again.sobol == whole.sobol
     assert again.maps == whole.maps
+    # a function may be another one next time
+    monkeypatch.undo()
+    assert robustness(mine, tmp_path / "half", policy=still).margins == whole.margins
 
 
 @pytest.mark.parametrize(
