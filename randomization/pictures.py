@@ -44,6 +44,11 @@ class Pixels:
     state: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.camera, str):
+            raise ParameterError(f"pixels: camera is the name of one, found {self.camera!r}")
+        for name in ("shadows", "state"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(f"pixels: {name} is true or false, found {getattr(self, name)!r}")
         for name in ("height", "width"):
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 4096:
@@ -92,6 +97,7 @@ class Artist:
     """
 
     _gl: Any = None
+    _context: Any = None
 
     def __init__(self, model: mujoco.MjModel, pixels: Pixels) -> None:
         import mujoco
@@ -132,8 +138,9 @@ class Artist:
     def close(self) -> None:
         """Free what belongs to OpenGL."""
         if self._gl is not None:
-            with self._gl.as_current():
-                self._context.free()
+            if self._context is not None:
+                with self._gl.as_current():
+                    self._context.free()
             self._gl.free()
             self._gl = None
 
@@ -157,12 +164,17 @@ class Pictures:
 
         self._data, self._artist = mujoco.MjData(model), Artist(model, pixels)
 
-    def draw(self, model: mujoco.MjModel, position: NDArray[np.floating[Any]]) -> Picture:
-        """Return the picture (height, width, 3) of a model at a position (nq,)."""
+    def draw(
+        self, model: mujoco.MjModel, position: NDArray[np.floating[Any]], moved: mujoco.MjData | None = None
+    ) -> Picture:
+        """Return the picture (height, width, 3) of a model at a position (nq,), with mocap bodies where `moved` has
+        them."""
         import mujoco
 
         d = self._data
         d.qpos[:] = position
+        if moved is not None:
+            d.mocap_pos[:], d.mocap_quat[:] = moved.mocap_pos, moved.mocap_quat
         for stage in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight, mujoco.mj_flex, mujoco.mj_tendon):
             stage(model, d)
         return self._artist.draw(model, d)
@@ -238,7 +250,7 @@ class ObservePixels(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConst
         self.observation_space = self._pixels.space(env.observation_space)
 
     def observation(self, observation: Any) -> Any:
-        picture = self._pictures.draw(self._base.model, self._base.data.qpos)
+        picture = self._pictures.draw(self._base.model, self._base.data.qpos, self._base.data)
         return self._pixels.beside(picture, observation)
 
     def close(self) -> None:

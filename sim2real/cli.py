@@ -331,6 +331,9 @@ def _robustness(options: argparse.Namespace, console: Console) -> None:
     with console.status("making the environment") as status:
         found = robustness(recipe, options.output, again=options.again, say=lambda line: status.update(plain(line)))
     console.print(f"mean return {found.nominal:.4g} at the nominal parameters; it fails below {found.lose:.4g}")
+    if not found.margins:
+        console.print(f"{plain(found.told()[0])}: nothing else was asked")
+        return
     table = Table("parameter", "nominal", "fails below", "fails above", "of return", box=None, pad_edge=False)
     for m in found.margins:
         ends = ("never" if v is None else plain(m.shown(v)) for v in (m.fails_below, m.fails_above))

@@ -71,10 +71,10 @@ class Line:
         self.found: dict[int, tuple[float, int]] = {}
 
     def scan(self) -> list[int]:
-        """Return the places of a rough scan: the nominal one, both ends, and some between."""
+        """Return the places of a rough scan that are not known yet: the nominal one, both ends, and some between."""
         stride = max(1, round((self.size - 1) / (SCAN - 1)))
         outwards = [*range(self.start, -1, -stride), *range(self.start, self.size, stride)]
-        return sorted({*outwards, 0, self.size - 1})
+        return sorted({*outwards, 0, self.size - 1} - set(self.found))
 
     def good(self, at: int, lose: float) -> bool:
         return self.found[at][0] >= lose
@@ -105,7 +105,16 @@ class Line:
         return out
 
 
-def surely(returns: Sequence[float], lose: float) -> bool:
-    """Return whether a mean return is clearly above or below a limit."""
-    spread = float(np.std(returns, ddof=1)) / math.sqrt(len(returns))
+def surely(returns: Sequence[float], lose: float, reach: float) -> bool:
+    """Return whether a mean return is clearly above or below a limit.
+
+    Args:
+        returns: of episodes from different starts.
+        lose: the limit.
+        reach: by how much a return from another start may differ; one of them more is reckoned with, as starts that
+            few share may all be missing among a few.
+    """
+    many = len(returns)
+    rare = reach * math.sqrt((1 / many) * (1 - 1 / many))
+    spread = max(float(np.std(returns, ddof=1)), rare) / math.sqrt(many)
     return abs(float(np.mean(returns)) - lose) > SURE * spread

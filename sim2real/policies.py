@@ -72,8 +72,17 @@ def _stable_baselines(file: Path) -> PolicyFunction:
     with zipfile.ZipFile(file) as archive:
         module = str(json.loads(archive.read("data"))["policy_class"].get("__module__", ""))
     family = module.removeprefix("stable_baselines3.").partition(".")[0]
-    model = getattr(library, _HOMES.get(family, "PPO")).load(file, device="cpu")
-    return lambda observations: np.asarray(model.predict(observations, deterministic=True)[0])
+    # of a policy class of one's own nothing tells the algorithm but that it loads
+    names = [_HOMES[family]] if family in _HOMES else ["PPO", "SAC", "TD3", "DQN"]
+    said = []
+    for name in names:
+        try:
+            model = getattr(library, name).load(file, device="cpu")
+        except Exception as error:
+            said.append(f"{name}: {error}")
+        else:
+            return lambda observations: np.asarray(model.predict(observations, deterministic=True)[0])
+    raise ModelError(f"none of {', '.join(names)} loads it ({'; '.join(said)}); file.py:function serves any policy")
 
 
 def _torch_script(file: Path) -> PolicyFunction:

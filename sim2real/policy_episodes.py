@@ -46,6 +46,13 @@ class Episodes:
         self._how = gaps(recipe) | {"max_episode_steps": max_episode_steps}
         self._id, self.policy, self.count = recipe.env or "", policy, 0
         self._envs: dict[int, Any] = {}
+        try:
+            self._begin(recipe)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, recipe: EnvironmentRecipe) -> None:
         first = self._of(1)
         self._batched = isinstance(first, PlantsVectorEnv)
         one = first if self._batched else first.envs[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sim2real.environment_recipe import EnvironmentRecipe
 from sim2real.episodes import Array
@@ -27,6 +29,8 @@ from sim2real.run_directory import RunDirectory, read_json, write_json
 ENDLESS = (0.001, 0.999)
 # Of each pair of parameters in a return map.
 CELLS, PAIRS = 11, 3
+# What there is to say of a policy that fails at the nominal parameters.
+NOTHING: dict[str, Any] = {"margins": [], "indices": {}, "maps": [], "returns": [], "episodes": 0}
 
 
 class RobustnessSection(Section):
@@ -42,12 +46,25 @@ class RobustnessSection(Section):
         map_episodes: of each cell of a map, and of each point of the Sobol design; 0 draws no maps.
     """
 
-    objective: Literal["robustness"]
+    objective: Literal["robustness"] = "robustness"
     lose: float | str = "80 %"
     episodes: int = Field(default=32, ge=2)
     grid: int = Field(default=41, ge=5)
     samples: int = Field(default=128, ge=0)
     map_episodes: int = Field(default=4, ge=0)
+
+    @field_validator("samples")
+    @classmethod
+    def _a_power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError("expected a power of two, as Sobol designs are")
+        return value
+
+    @field_validator("lose")
+    @classmethod
+    def _a_limit(cls, value: float | str) -> float | str:
+        _limit(value, 0.0)
+        return value
 
 
 class RobustnessRecipe(EnvironmentRecipe):
@@ -63,11 +80,24 @@ class RobustnessRecipe(EnvironmentRecipe):
     """
 
     name: str = ""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     policy: str
     normalize: str | None = None
     max_episode_steps: int = Field(default=0, ge=0)
-    sweep: RobustnessSection
+    sweep: RobustnessSection = RobustnessSection()
+
+    @model_validator(mode="after")
+    def _something_to_ask(self) -> RobustnessRecipe:
+        if self.env is None:
+            raise ValueError("key 'env' is missing: the id of an environment, or the name of a robot task")
+        if not self.parameters:
+            raise ValueError("nothing varies: give it `parameters: {name: notation}`")
+        return self
+
+    @property
+    def title(self) -> str:
+        """What the run is called."""
+        return self.name or f"{(self.env or '').rpartition(':')[2]}-robustness"
 
 
 def load_robustness_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RobustnessRecipe:
@@ -80,7 +110,7 @@ def load_robustness_recipe(path: str | Path, overrides: Sequence[str] = ()) -> R
     document = read_document(file)
     for key in ("policy", "normalize"):
         value = document.get(key)
-        if isinstance(value, str) and (Path(value.rpartition(":")[0]).suffix or ":" not in value):
+        if isinstance(value, str) and (value.rpartition(":")[0].endswith(".py") or ":" not in value):
             document[key] = str(file.resolve().parent / value)
     document = apply_overrides(document, overrides)
     try:
@@ -88,15 +118,7 @@ def load_robustness_recipe(path: str | Path, overrides: Sequence[str] = ()) -> R
     except ValidationError as error:
         problems = "; ".join(explain(dict(e), RobustnessRecipe) for e in error.errors())
         raise RecipeError(f"{path}: {problems}") from None
-    if recipe.env is None:
-        raise RecipeError(f"{path}: key 'env' is missing: the id of an environment, or the name of a robot task")
-    if not recipe.parameters:
-        raise RecipeError(f"{path}: nothing varies: give it `parameters: {{name: notation}}`")
-    _limit(recipe.sweep.lose, 0.0)
-    samples = recipe.sweep.samples
-    if samples & (samples - 1):
-        raise RecipeError(f"{path}: sweep.samples is a power of two, as Sobol designs are; found {samples}")
-    return recipe if recipe.name else recipe.model_copy(update={"name": f"{recipe.env.rpartition(':')[2]}-robustness"})
+    return recipe
 
 
 @dataclass(frozen=True)
@@ -150,7 +172,7 @@ def robustness(
 
     Args:
         recipe: what is asked.
-        output: folder of run directories; this one is `<name>-<digest>`.
+        output: folder of run directories; this one is `<title>-<digest>`.
         again: start over.
         say: told a line of progress now and then.
         policy: instead of the recipe's.
@@ -160,7 +182,7 @@ def robustness(
         ParameterError, RecipeError: the recipe cannot be used on the environment.
     """
     act = load_policy(recipe.policy, recipe.normalize) if policy is None else policy
-    directory = output.resolve() / f"{recipe.name}-{_digest(recipe)}"
+    directory = output.resolve() / f"{recipe.title}-{_digest(recipe)}"
     run = RunDirectory(directory)
     if again or policy is not None:
         run.clear()
@@ -170,9 +192,12 @@ def robustness(
         say(f"{recipe.policy} on {recipe.env}, {len(asked.names)} parameters")
         nominal = run.stage("nominal", asked.nominal)["result"]
         lose = _limit(recipe.sweep.lose, nominal["mean"])
-        margins = run.stage("margins", lambda: asked.margins(lose))["result"]
-        sobol = run.stage("sobol", asked.sobol)["result"]
-        maps = run.stage("maps", lambda: asked.maps(sobol["indices"]))["result"]
+        if nominal["mean"] < lose:
+            margins, sobol, maps = dict(NOTHING), dict(NOTHING), dict(NOTHING)
+        else:
+            margins = run.stage("margins", lambda: asked.margins(nominal["mean"], lose))["result"]
+            sobol = run.stage("sobol", asked.sobol)["result"]
+            maps = run.stage("maps", lambda: asked.maps(sobol["indices"]))["result"]
     finally:
         episodes.close()
     found = Robustness(
@@ -184,7 +209,7 @@ def robustness(
         tuple(maps["maps"]),
         sum(stage["episodes"] for stage in (nominal, margins, sobol, maps)),
     )
-    document = asdict(found) | {"directory": None, "name": recipe.name, "env": recipe.env, "policy": recipe.policy}
+    document = asdict(found) | {"directory": None, "name": recipe.title, "env": recipe.env, "policy": recipe.policy}
     write_json(directory / "robustness.json", document)
     _write_results(directory / "results.parquet", found.margins, sobol)
     from sim2real.report.robustness_page import write_robustness_report
@@ -227,22 +252,26 @@ class _Asked:
         """Return the uniform numbers (D, G) of the values that each parameter may be tried at."""
         return _between(self.ends, self.section.grid)
 
-    def margins(self, lose: float) -> dict[str, Any]:
+    def margins(self, nominal: float, lose: float) -> dict[str, Any]:
         """Scan each parameter roughly, then halve the stretch in which it begins to fail."""
         before, grids = self.episodes.count, self.grids()
         lines = [Line(k, int(np.abs(grids[k] - share).argmin()), len(grids[k])) for k, share in enumerate(self.at_rest)]
+        for line in lines:
+            line.found[line.start] = nominal, self.section.episodes
         asked = [(line, at) for line in lines for at in line.scan()]
-        rounds = 0
+        reach, rounds = 2.0 * abs(nominal - lose), 0
         while asked:
             rounds += 1
             self.say(f"margins, round {rounds}: {len(asked)} values")
-            for (line, at), found in zip(asked, self._means(asked, grids, lose), strict=True):
+            for (line, at), found in zip(asked, self._means(asked, grids, lose, reach), strict=True):
                 line.found[at] = found
             asked = [(line, at) for line in lines for at in line.next(lose)]
         margins = [asdict(self._margin(line, grids[line.column], lose)) for line in lines]
         return {"margins": margins, "episodes": self.episodes.count - before}
 
-    def _means(self, asked: Sequence[tuple[Line, int]], grids: Array, lose: float) -> list[tuple[float, int]]:
+    def _means(
+        self, asked: Sequence[tuple[Line, int]], grids: Array, lose: float, reach: float
+    ) -> list[tuple[float, int]]:
         """Return mean returns and how many episodes each took: as many as it takes to tell them from the limit."""
         u = np.tile(self.at_rest, (len(asked), 1))
         for row, (line, at) in zip(u, asked, strict=True):
@@ -256,7 +285,7 @@ class _Asked:
                 which, self.episodes.run(u[which], self.seed + np.array([s for _, s in new])), strict=True
             ):
                 returns[k].append(float(value))
-            open_ = [k for k in open_ if many < self.section.episodes and not surely(returns[k], lose)]
+            open_ = [k for k in open_ if many < self.section.episodes and not surely(returns[k], lose, reach)]
             many = min(2 * many, self.section.episodes)
         return [(float(np.mean(r)), len(r)) for r in returns]
 
@@ -269,18 +298,24 @@ class _Asked:
         u[:, line.column] = grid
         values = bound.parameters.quantile(u)[name] if factor else bound.values(u)[targets[0]]
         low, high = line.edges(lose)
+        ends = [
+            (float(values[low]), None if low == 0 else float(values[low - 1])),
+            (float(values[high]), None if high == len(grid) - 1 else float(values[high + 1])),
+        ]
+        if values[0] > values[-1]:  # what is below zero gets less with a larger factor
+            ends.reverse()
         units = self.episodes.units
         return Margin(
             name,
             "" if factor else units[targets[0]],
             factor,
-            isinstance(parameter.distribution, LogUniform | LogNormal),
+            isinstance(parameter.distribution, LogUniform | LogNormal) and bool((values > 0).all()),
             1.0 if factor else bound.nominal(name),
-            float(values[low]),
-            float(values[high]),
-            None if low == 0 and line.good(low, lose) else float(values[max(low - 1, 0)]),
-            None if high == len(grid) - 1 and line.good(high, lose) else float(values[min(high + 1, len(grid) - 1)]),
-            tuple((float(values[at]), *line.found[at]) for at in sorted(line.found)),
+            low=ends[0][0],
+            high=ends[1][0],
+            fails_below=ends[0][1],
+            fails_above=ends[1][1],
+            tried=tuple(sorted((float(values[at]), *found) for at, found in line.found.items())),
         )
 
     def sobol(self) -> dict[str, Any]:
@@ -369,6 +404,14 @@ def _nominal_shares(bound: BoundParameters, ends: Array) -> Array:
     draws = bound.parameters.quantile(fine)
     rest = {"scale": 1.0, "add": 0.0}
     nominal = [rest.get(p.operation, bound.nominal(p.name)) for p in bound.parameters]
+    for p, value in zip(bound.parameters, nominal, strict=True):
+        low, high = draws[p.name].min(), draws[p.name].max()
+        if not low - 1e-9 * abs(low) <= value <= high + 1e-9 * abs(high):
+            what = "a factor of 1" if p.operation == "scale" else f"its nominal value {value:g} {p.unit}".rstrip()
+            raise RecipeError(
+                f"{p.name}: {what} lies outside of {low:g} to {high:g}, and how far it may go is asked outwards from "
+                "there: widen its range"
+            )
     apart = np.stack([np.abs(draws[p.name] - n) for p, n in zip(bound.parameters, nominal, strict=True)], 1)
     return np.asarray(np.take_along_axis(fine, apart.argmin(0)[None], 0)[0])
 
@@ -380,7 +423,7 @@ def _limit(lose: float | str, nominal: float) -> float:
         try:
             share = float(number) / 100.0
         except ValueError:
-            raise RecipeError(f"sweep.lose is a return or a share such as '80 %', found {lose!r}") from None
+            raise ValueError("expected a return, or a share such as '80 %'") from None
         if not lose.strip().endswith("%"):
             return float(number)
         return nominal - (1.0 - share) * abs(nominal)
@@ -388,12 +431,16 @@ def _limit(lose: float | str, nominal: float) -> float:
 
 
 def _digest(recipe: RobustnessRecipe) -> str:
-    """Return eight characters that stand for the recipe and the policy's file."""
+    """Return eight characters that stand for the recipe and the files of the policy."""
     text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()
-    for named in (recipe.policy, recipe.normalize):
-        file = Path((named or "").rpartition(":")[0] if ".py:" in (named or "") else named or "")
-        if named and file.is_file():
-            text += file.read_bytes()
+    for named in (recipe.policy, recipe.normalize or ""):
+        place = named.rpartition(":")[0] or named
+        if ":" in named and not place.endswith(".py"):
+            with contextlib.suppress(ImportError, ValueError):
+                found = importlib.util.find_spec(place)
+                place = found.origin or place if found is not None else place
+        if place and Path(place).is_file():
+            text += Path(place).read_bytes()
     return hashlib.sha256(text).hexdigest()[:8]
 
 

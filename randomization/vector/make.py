@@ -137,8 +137,12 @@ def make_vec(
     def one() -> gym.Env[Any, Any]:
         return randomized(gym.make(env, **kwargs), **arguments)
 
-    vector = gym.vector.AsyncVectorEnv if vectorization == "async" else gym.vector.SyncVectorEnv
-    return vector([one for _ in range(num_envs)], autoreset_mode=autoreset_mode)
+    each = [one for _ in range(num_envs)]
+    if vectorization == "async":
+        # a process that is forked from one that draws waits for ever
+        context = None if pixels is None else "spawn"
+        return gym.vector.AsyncVectorEnv(each, context=context, autoreset_mode=autoreset_mode)
+    return gym.vector.SyncVectorEnv(each, autoreset_mode=autoreset_mode)
 
 
 def randomized(

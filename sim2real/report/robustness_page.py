@@ -112,14 +112,25 @@ def _map(one: dict[str, Any], found: Robustness) -> Panel:
     reach = float(np.abs(returns - found.lose).max()) or 1.0
     heat = go.Heatmap(
         z=returns,
-        x=[f"{v:.3g}" for v in one["values"][1]],
-        y=[f"{v:.3g}" for v in one["values"][0]],
+        customdata=[[[a, b] for b in one["values"][1]] for a in one["values"][0]],
         zmin=found.lose - reach,
         zmax=found.lose + reach,
         colorscale=[[0.0, BAD], [0.5, "#ffffff"], [1.0, GOOD]],
         colorbar={"title": {"text": "return"}, "thickness": 12},
-        hovertemplate=f"{figure_text(first)} %{{y}}<br>{figure_text(second)} %{{x}}<br>%{{z:.4g}}<extra></extra>",
+        hovertemplate=(
+            f"{figure_text(first)} %{{customdata[0]:.4g}}<br>{figure_text(second)} %{{customdata[1]:.4g}}"
+            "<br>%{z:.4g}<extra></extra>"
+        ),
     )
-    x, y = axis(figure_text(second.partition(".")[2])), axis(figure_text(first.partition(".")[2]))
-    figure = draw([heat], x | {"type": "category"}, y | {"type": "category"})
+    y, x = (
+        axis(
+            figure_text(name.partition(".")[2]),
+            tickvals=list(range(len(values))),
+            ticktext=[f"{value:.3g}" for value in values],
+            showgrid=False,
+            zeroline=False,
+        )
+        for name, values in zip(one["names"], one["values"], strict=True)
+    )
+    figure = draw([heat], x, y)
     return Panel(f"{first} and {second}", "Red: it fails. The other parameters are nominal.", figure, 380)

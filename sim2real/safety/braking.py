@@ -59,7 +59,10 @@ class Dynamics:
         self.held: Array = _times(inverse, bias)
         self.sticks: Array = np.diagonal(inverse, axis1=-2, axis2=-1) * friction
         self._through = inverse[..., driven] * gear
-        self._asking = np.asarray(np.linalg.inv(self._through[..., driven, :]), float)
+        if len(driven) == len(friction):  # all are: no inverse is needed to go back
+            self._asking: Array = inertia[..., driven, :][..., driven] / gear[:, None]
+        else:
+            self._asking = np.asarray(np.linalg.inv(self._through[..., driven, :]), float)
         self._parts = inverse[..., None, :, :] @ parts
         self._pulls = _times(inverse[..., None, :, :], pulls)
 

@@ -128,6 +128,7 @@ class SafetyFilter:
         if not self._sent or len(self._sent[0]) != n:
             self._sent, self._known = [np.zeros((n, actions))] * (self._flying_for + 1), None
             self._push = np.zeros((n, actions))  # acceleration that holding takes beyond the model
+            self._unread, self._time = np.zeros(n, bool), t - self.period
             self._watchdog.forget()
         wrong, at, blind = self._watchdog.look(state, estimate.reading, t, self._known, self._sent[0])
         if wrong is not None:
@@ -138,13 +139,18 @@ class SafetyFilter:
         if self.stopped:  # a robot that is held rests on what can be read
             at = np.where(blind[:, None], at, state)
         braking, out, known = self.braking, np.empty((n, actions)), np.empty_like(state)
-        self._beyond = self._unforeseen(at, blind)
-        flying = self._sent[1:]
+        # what came about while nothing was read did not come about in a period
+        unread, self._unread = blind | self._unread, blind
+        self._beyond = self._unforeseen(at, unread, t)
+        flying, half = self._sent[1:], state.shape[1] // 2
         for i in range(n):
             there, here = at[i], braking.dynamics(at[i])
             first = here
             for sent in flying:
                 there = braking.after(there, here, sent[i], self.period)
+                if i in self._held:  # what it was sent makes up for what the model does not have
+                    there[half:][braking.driven] -= self.period * self._push[i]
+                    there[:half][braking.driven] -= 0.5 * self.period**2 * self._push[i]
                 here = braking.dynamics(there)
             out[i] = self._one(i, there, here, None if asked is None else asked[i], bool(blind[i]))
             known[i] = braking.after(at[i], first, flying[0][i] if flying else out[i], self.period)
@@ -173,7 +179,8 @@ class SafetyFilter:
         if asked is None:
             self._count("emergency stop")
             if blind:  # what is only reckoned is no place to go back to
-                return braking.command(here, -v)
+                stood = i in self._held and not np.isnan(self._held[i].place).any()
+                return braking.command(here, -v, self._push[i] if stood else 0.0)
             place, push = self._place(i, q, v)
             return self._brake(here, place, q, v, push)
         limited = np.minimum(np.maximum(asked, -self._effort), self._effort)
@@ -230,18 +237,20 @@ class SafetyFilter:
         hold.place[:] = np.where(np.isnan(hold.place) & stands, q, hold.place)
         stood = ~np.isnan(hold.place)
         # while it is slowed down, velocities lag, and what the model misses cannot be told from that
-        push[:] = np.where(stood, push - self._gain * (push + self._beyond[i]), push)
-        push[:] = np.minimum(np.maximum(push, -most), most)
+        if stood.any():
+            push[:] = np.where(stood, push - self._gain * (push + self._beyond[i]), push)
+            np.clip(push, -most, most, out=push)
         # what was learned elsewhere must not make it slow down any less
         return np.where(stood, hold.place, q), np.where(stood | (push * v < 0), push, 0.0)
 
-    def _unforeseen(self, at: Array, blind: NDArray[np.bool_]) -> Array:
+    def _unforeseen(self, at: Array, unread: NDArray[np.bool_], t: float) -> Array:
         """Return by how much plants, now `at` (n, X), were accelerated beyond what the model said: (n, A)."""
+        late, self._time = abs(t - self._time - self.period) > 0.5 * self.period, t
         half, driven = at.shape[1] // 2, self.braking.driven
-        if self._known is None:
+        if self._known is None or late:
             return np.zeros((len(at), len(driven)))
         beyond = (at - self._known)[:, half:][:, driven] / self.period
-        return np.where(blind[:, None], 0.0, beyond)
+        return np.where(unread[:, None], 0.0, beyond)
 
     def _can_stop(self, q: Array, v: Array, acceleration: Array, unsure: Array) -> NDArray[np.bool_]:
         """Return whether joints are within their limits after a period of (S, A), and can still stop before they leave

@@ -242,6 +242,8 @@ def test_rsl_rl_has_them_in_a_group_of_their_own() -> None:
         ({"hight": 3}, "no key 'hight'; did you mean height"),
         ({"width": 0}, "width is a whole number of pixels from 1 to 4096, found 0"),
         ({"width": True}, "found True"),
+        ({"camera": 5}, "camera is the name of one, found 5"),
+        ({"shadows": "no"}, "shadows is true or false, found 'no'"),
         (64, "pixels is {camera, height, width, shadows, state}, found 64"),
     ],
 )
@@ -265,3 +267,42 @@ def test_where_nothing_draws_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(RenderError, match=r"egl: no library for egl; osmesa: .*install libegl1.*libosmesa6.*MUJOCO_GL"):
         make_vec("Hopper-v5", 2, pixels={})
+
+
+class Moves(gym.Env[Any, Any]):
+    """A ball that is moved by hand."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float64)
+
+    def __init__(self) -> None:
+        ball = '<body name="ball" mocap="true" pos="0 0 1"><geom size="0.2"/></body>'
+        self.model = mujoco.MjModel.from_xml_string(STAGE.replace("</worldbody>", f"{ball}</worldbody>"))
+        self.data = mujoco.MjData(self.model)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.data.mocap_pos[0] = [0.3, 0.0, 1.0]
+        return np.zeros(1), {}
+
+
+def test_what_is_moved_by_hand_is_drawn_where_it_is() -> None:
+    env = ObservePixels(Moves(), **SIZE, shadows=True)
+    base: Any = env.unwrapped
+    seen = env.reset()[0]
+    mujoco.mj_forward(base.model, base.data)
+    artist = Artist(base.model, Pixels("front", 40, 56, shadows=True))
+    np.testing.assert_array_equal(seen, artist.draw(base.model, base.data))
+    base.data.mocap_pos[0] = [-0.3, 0.0, 1.0]
+    mujoco.mj_forward(base.model, base.data)
+    assert (seen != artist.draw(base.model, base.data)).any()
+    artist.close()
+    env.close()
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_draw_the_same() -> None:
+    each = make_vec("Hopper-v5", 2, pixels=SIZE, vectorization="async")
+    both = make_vec("Hopper-v5", 2, pixels=SIZE, threads=1)
+    np.testing.assert_array_equal(each.reset(seed=1)[0], both.reset(seed=1)[0])
+    for envs in (each, both):
+        envs.close()

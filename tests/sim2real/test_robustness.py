@@ -30,8 +30,8 @@ class Slope(gym.Env[Any, Any]):
     action_space = gym.spaces.Box(-1, 1, (1,), np.float64)
     metadata: dict[str, Any] = {"render_modes": [], "render_fps": 50}  # noqa: RUF012
 
-    def __init__(self) -> None:
-        self.a, self.b = 0.0, 0.0
+    def __init__(self, a: float = 0.0) -> None:
+        self.a, self.b = a, 0.0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -45,6 +45,7 @@ class Slope(gym.Env[Any, Any]):
 
 register_parameters(Slope, {"dynamics.slope.a": attribute("a", ""), "dynamics.slope.b": attribute("b", "")})
 gym.register("Slope-v0", Slope, max_episode_steps=2)
+gym.register("Slope-v1", Slope, max_episode_steps=2, kwargs={"a": -2.0})
 
 
 def still(observations: Any) -> Any:
@@ -88,9 +89,11 @@ def test_where_the_start_fails_nothing_more_is_asked() -> None:
 
 
 def test_means_are_told_apart_only_when_they_are() -> None:
-    assert surely([1.0, 1.1, 0.9, 1.0], 0.5)
-    assert not surely([1.0, 0.0, 1.0, 0.0], 0.45)
-    assert surely([1.0, 1.0], 0.999)
+    assert surely([1.0, 1.1, 0.9, 1.0], 0.5, 0.1)
+    assert not surely([1.0, 0.0, 1.0, 0.0], 0.45, 0.1)
+    # four starts that are alike say little of one in five that falls
+    assert not surely([200.0] * 4, 170.0, 60.0)
+    assert surely([200.0] * 16, 120.0, 160.0)
 
 
 def test_margins_and_indices_are_those_of_the_closed_form(tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_margins_and_indices_are_those_of_the_closed_form(tmp_path: Path) -> Non
 def test_a_clear_value_takes_few_episodes_and_a_close_one_all(tmp_path: Path) -> None:
     found = robustness(recipe(sweep={"episodes": 64, "samples": 0, "map_episodes": 0}), tmp_path, policy=still)
     many = {value: count for value, _, count in found.margins[0].tried}
-    assert many[0.0] == 8
+    assert many[4.0] == 16
     assert max(many.values()) == 64
     assert found.sobol == {}
     assert found.maps == ()
@@ -137,6 +140,39 @@ def test_a_share_is_of_what_is_reached_at_the_nominal_parameters(tmp_path: Path)
     assert found.lose == pytest.approx(0.75 * found.nominal)
     lost = robustness(recipe(sweep={"lose": 100, **small}), tmp_path, policy=still)
     assert lost.told() == [f"it fails at the nominal parameters: {lost.nominal:.4g} is below 100"]
+    assert lost.margins == ()
+    assert "it fails at the nominal" in (lost.directory / PAGE).read_text()
+
+
+def test_what_is_nominally_below_zero_keeps_its_ends(tmp_path: Path) -> None:
+    found = robustness(
+        recipe(
+            env="Slope-v1",
+            parameters={"dynamics.slope.a": "*LogU(0.1, 10)"},
+            sweep={"lose": 28.0, "samples": 0, "map_episodes": 0},
+        ),
+        tmp_path,
+        policy=still,
+    )
+    # of a = -2: returns are 20 - 4 a, at least 28 up to a = -2; less of it fails, more survives
+    (a,) = found.margins
+    assert a.fails_below is None
+    assert a.low == pytest.approx(-20.0)
+    assert -2.01 < a.high < a.fails_above < -1.5
+    assert [value for value, *_ in a.tried] == sorted(value for value, *_ in a.tried)
+
+
+def test_a_nominal_value_outside_of_the_range_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"dynamics\.slope\.a: its nominal value 0 lies outside of 1 to 2"):
+        robustness(recipe(parameters={"dynamics.slope.a": "=U(1, 2)"}), tmp_path, policy=still)
+
+
+def test_a_function_that_was_rewritten_is_asked_anew(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def still(o):\n    return 0 * o[:, :1]\n")
+    first = robustness(recipe(policy=f"{file}:still"), tmp_path / "runs")
+    file.write_text("def still(o):\n    return 0.0 * o[:, :1]\n")
+    assert robustness(recipe(policy=f"{file}:still"), tmp_path / "runs").directory != first.directory
 
 
 def test_what_had_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +201,11 @@ def test_what_had_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest
     ("change", "message"),
     [
         ({"sweep": {"objective": "robustness", "loose": 3}}, "unknown key 'sweep.loose'; did you mean lose"),
-        ({"sweep": {"objective": "robustness", "samples": 100}}, "sweep.samples is a power of two"),
-        ({"sweep": {"objective": "robustness", "lose": "a lot"}}, "a return or a share such as '80 %', found 'a lot'"),
+        ({"sweep": {"objective": "robustness", "samples": 100}}, "sweep.samples: expected a power of two.* found 100"),
+        (
+            {"sweep": {"objective": "robustness", "lose": "a lot"}},
+            "sweep.lose: expected a return, or a share such as '80 %', found 'a lot'",
+        ),
         ({"parameters": {}}, "nothing varies"),
         ({"env": None}, "key 'env' is missing"),
         ({"polcy": "x"}, "unknown key 'polcy'; did you mean policy"),
