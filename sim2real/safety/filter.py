@@ -259,10 +259,11 @@ class SafetyFilter:
         change, doubt = dt * acceleration, dt * unsure
         # forwards, and backwards as if that were forwards: the furthest that a period takes it, and then its braking
         # distance
-        fast = np.stack([v + change + doubt, doubt - v - change])
-        ahead = np.stack([v, -v])[:, None]
-        reach = dt * np.maximum(np.maximum(ahead, fast), 0) + self.braking.distance(np.maximum(fast, 0))
-        within = (reach <= np.stack([high - q, q - low])[:, None]) & (fast <= self.fastest)
+        fast = np.array([v + change + doubt, doubt - v - change])
+        ahead = np.array([v, -v])[:, None]
+        onwards = np.maximum(fast, 0)
+        reach = dt * np.maximum(ahead, onwards) + self.braking.distance(onwards)
+        within = (reach <= np.array([high - q, q - low])[:, None]) & (fast <= self.fastest)
         return np.asarray(within.all((0, -1)))
 
     def _first_away(self, state: Array, change: Array, unsure: Array, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
