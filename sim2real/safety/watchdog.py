@@ -80,10 +80,12 @@ class Watchdog:
 
     def _jumped(self, read: Array, expected: Array, elapsed: float) -> NDArray[np.bool_]:
         """Return which joints (n, V) are further from where they should be than they can get."""
-        away = read - expected[:, : read.shape[1]]
+        away, reach = read - expected[:, : read.shape[1]], MOVED + elapsed * self._fastest
+        if (np.abs(away) <= reach).all():
+            return np.zeros(away.shape, bool)
         turns = np.round(away / (2 * np.pi)) * 2 * np.pi  # a hinge's reading may begin anew after a turn
         away = np.abs(np.where(self._hinge, away - turns, away))
-        return np.asarray(away > MOVED + elapsed * self._fastest)
+        return np.asarray(away > reach)
 
     def _reckon(self, state: Array, read: Array, sent: Array, expected: Array | None) -> Array:
         """Return the states to go by: those of plants whose readings stay the same by dead reckoning, for a while."""
