@@ -20,7 +20,7 @@ def main() -> None:
     torch.set_num_threads(1)
     envs = make_vec("cartpole", 16, execution=LATENCY, autoreset_mode="SameStep", max_episode_steps=100, threads=1)
     model = PPO("MlpPolicy", to_stable_baselines(envs), n_steps=128, batch_size=512, learning_rate=1e-3, seed=0)
-    model.learn(20_000)
+    model.learn(12_000)
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "policy.zip")
         recipe = RobustnessRecipe(
@@ -33,7 +33,7 @@ def main() -> None:
                 "dynamics.motor.gear": "*LogU(0.05, 20)",
                 "execution.latency.delay": "=U(0, 0.25) s",
             },
-            sweep={"objective": "robustness", "lose": "60 %", "episodes": 16, "samples": 16, "map_episodes": 2},
+            sweep={"objective": "robustness", "lose": "60 %", "episodes": 8, "samples": 8, "map_episodes": 1},
         )
         found = robustness(recipe, Path(folder), say=print)
         print(f"mean return {found.nominal:.0f}; it fails below {found.lose:.0f}")

@@ -305,11 +305,18 @@ def _check(recipe: Any, options: argparse.Namespace, console: Console) -> None:
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> None:
+    from sim2real.errors import RecipeError
     from sim2real.recipe import asked_for, load_recipe
 
-    if asked_for(options.recipe, options.overrides) == "robustness":
+    objective, about_env = asked_for(options.recipe, options.overrides)
+    if objective == "robustness":
         _robustness(options, console)
         return
+    if about_env:
+        raise RecipeError(
+            f"{options.recipe}: a recipe about an environment is swept with sweep.objective: robustness, found "
+            f"{objective or 'none'!r}"
+        )
     from sim2real.sweep import sweep
 
     recipe = load_recipe(options.recipe, options.overrides)
@@ -329,19 +336,27 @@ def _robustness(options: argparse.Namespace, console: Console) -> None:
 
     set_threads()
     with console.status("making the environment") as status:
-        found = robustness(recipe, options.output, again=options.again, say=lambda line: status.update(plain(line)))
+
+        def say(line: str) -> None:
+            console.print(f"  {plain(line)}")
+            status.update("running episodes")
+
+        found = robustness(recipe, options.output, again=options.again, say=say)
     console.print(f"mean return {found.nominal:.4g} at the nominal parameters; it fails below {found.lose:.4g}")
     if not found.margins:
         console.print(f"{plain(found.told()[0])}: nothing else was asked")
         return
-    table = Table("parameter", "nominal", "fails below", "fails above", "of return", box=None, pad_edge=False)
+    table = Table("parameter", "nominal", "survives", "fails at", "of return", box=None, pad_edge=False)
     for m in found.margins:
-        ends = ("never" if v is None else plain(m.shown(v)) for v in (m.fails_below, m.fails_above))
-        share = f"{max(found.sobol[m.name]['total'], 0.0):.0%}" if found.sobol else ""
-        table.add_row(plain(m.name), plain(m.shown(m.nominal)), *ends, share)
+        fails = " and ".join(m.shown(v) for v in (m.fails_below, m.fails_above) if v is not None) or "nothing asked"
+        share = ""
+        if found.sobol:
+            one = found.sobol[m.name]
+            share = f"{max(one['total'], 0.0):.0%} ± {one['total_by_chance']:.0%}"
+        table.add_row(plain(m.name), *map(plain, (m.shown(m.nominal), m.span(), fails)), share)
     console.print(table)
     if found.sobol:
-        console.print("of return: share of its variance that the parameter takes part in, when all of them vary")
+        console.print("of return: share of its variance that the parameter takes part in when all vary, 95 % interval")
     console.print(f"{found.episodes:,} episodes; report: {plain(str(found.directory / 'robustness.html'))}")
 
 

@@ -43,11 +43,16 @@ class Margin:
     def told(self) -> str:
         """Say it in a line."""
         what = self.name.partition(".")[2]
-        ends = {"below": self.fails_below, "above": self.fails_above}
+        kept = f"{what}: survives {self.span()}"
+        ends = {"at": self.fails_below, "and at": self.fails_above}
+        if self.fails_below is None:
+            ends["at"] = ends.pop("and at")
         sides = [f"{side} {self.shown(value)}" for side, value in ends.items() if value is not None]
-        if not sides:
-            return f"{what}: survives everything from {self.shown(self.low)} to {self.shown(self.high)}"
-        return f"{what}: fails {' and '.join(sides)}"
+        return f"{kept}, all that was asked" if not sides else f"{kept}, fails {' '.join(sides)}"
+
+    def span(self) -> str:
+        """Return what it survives."""
+        return f"{self.shown(self.low)} to {self.shown(self.high)}"
 
     def shown(self, value: float) -> str:
         """Return a value with its unit, or as a factor."""

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from sim2real.environment_recipe import EnvironmentRecipe, gaps
 from sim2real.episodes import Array
-from sim2real.errors import ModelError, RecipeError
+from sim2real.errors import ModelError, RecipeError, did_you_mean
 from sim2real.policies import PolicyFunction
 from sim2real.randomization.addressing import BoundParameters
 from sim2real.randomization.parameters import ParameterSet
 from sim2real.randomization.randomization import Randomizer, parse_randomizations
-from sim2real.randomization.vector import make_vec
+from sim2real.randomization.vector import ROBOT_TASKS, make_vec
 from sim2real.randomization.vector.conventions import PlantsVectorEnv
 
 # Environments that are stepped at once: a multiple of the first, and at most the second.
@@ -72,7 +72,11 @@ class Episodes:
 
     def _of(self, n: int) -> Any:
         if n not in self._envs:
-            self._envs[n] = make_vec(self._id, n, **self._how)
+            try:
+                self._envs[n] = make_vec(self._id, n, **self._how)
+            except gym.error.UnregisteredEnv as error:
+                known = [*gym.registry, *ROBOT_TASKS]
+                raise RecipeError(f"no environment {self._id!r}{did_you_mean(self._id, known)} ({error})") from None
         return self._envs[n]
 
     def _check(self, envs: Any) -> None:
@@ -84,7 +88,10 @@ class Episodes:
             shape = tuple(np.shape(observation))
             raise ModelError(f"the policy does not take observations of shape {shape}: {error}") from error
         if action.shape != expected:
-            raise ModelError(f"the policy returns shape {action.shape} for one observation, expected {expected}")
+            raise ModelError(
+                f"the policy returns shape {action.shape} for one observation, expected {expected} of "
+                f"{envs.single_action_space}: was it trained for another environment?"
+            )
 
     def run(self, u: Array, seeds: NDArray[np.int_]) -> Array:
         """Return the returns (k,) of episodes at uniform numbers (k, D), each from a seed (k,)."""

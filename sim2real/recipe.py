@@ -340,14 +340,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(apply_overrides(read_document(Path(path)), overrides), str(path))
 
 
-def asked_for(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """Return the `sweep.objective` of a recipe of whatever kind, "" where it says none.
+def asked_for(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, bool]:
+    """Return the `sweep.objective` of a recipe, "" where it says none, and whether it is about an environment.
 
     Raises:
         RecipeError: the file does not exist, or is not a mapping in YAML.
     """
-    section = apply_overrides(read_document(Path(path)), overrides).get("sweep")
-    return str(section.get("objective", "")) if isinstance(section, dict) else ""
+    document = apply_overrides(read_document(Path(path)), overrides)
+    section = document.get("sweep")
+    objective = str(section.get("objective", "")) if isinstance(section, dict) else ""
+    return objective, "env" in document and "control" not in document
 
 
 def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class RobustnessSection(Section):
     Attributes:
         objective: "robustness".
         lose: below which mean return of an episode the policy counts as failing: a return, or a share of what it
-            reaches at the nominal parameters ("80 %": a fifth of its size below it).
+            reaches at the nominal parameters ("80 %": a fifth of its size below it, whatever its sign).
         episodes: of a value, at most; fewer where those tell.
         grid: values of each parameter, in equal steps of probability.
         samples: of the Sobol design, a power of two; 0 for none.
@@ -63,7 +63,15 @@ class RobustnessSection(Section):
     @field_validator("lose")
     @classmethod
     def _a_limit(cls, value: float | str) -> float | str:
-        _limit(value, 0.0)
+        if not np.isfinite(_limit(value, 1.0)):
+            raise ValueError("expected a finite return, or a share such as '80 %'")
+        return value
+
+    @field_validator("lose", mode="before")
+    @classmethod
+    def _no_answer(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("expected a return, or a share such as '80 %'")
         return value
 
 
@@ -183,12 +191,14 @@ def robustness(
     """
     act = load_policy(recipe.policy, recipe.normalize) if policy is None else policy
     directory = output.resolve() / f"{recipe.title}-{_digest(recipe)}"
-    run = RunDirectory(directory)
-    if again or policy is not None:
-        run.clear()
     episodes = Episodes(recipe, act, recipe.max_episode_steps)
     try:
         asked = _Asked(recipe, episodes, say)
+        run = RunDirectory(directory)
+        if again or policy is not None:
+            run.clear()
+            for old in ("robustness.json", "robustness.html", "results.parquet"):
+                (directory / old).unlink(missing_ok=True)
         say(f"{recipe.policy} on {recipe.env}, {len(asked.names)} parameters")
         nominal = run.stage("nominal", asked.nominal)["result"]
         lose = _limit(recipe.sweep.lose, nominal["mean"])

@@ -47,9 +47,10 @@ def write_robustness_report(directory: Path) -> Path:
 
 def _row(m: Margin) -> tuple[str, ...]:
     def told(value: float | None) -> str:
-        return "never" if value is None else m.shown(value)
+        return "nothing asked" if value is None else m.shown(value)
 
-    return m.name, m.shown(m.nominal), told(m.fails_below), told(m.fails_above), str(sum(many for *_, many in m.tried))
+    tried = str(sum(many for *_, many in m.tried))
+    return m.name, m.shown(m.nominal), m.span(), told(m.fails_below), told(m.fails_above), tried
 
 
 def _curve(m: Margin, lose: float) -> Panel:

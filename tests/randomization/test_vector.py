@@ -765,7 +765,7 @@ def test_the_wrappers_for_single_environments_say_what_to_use_instead() -> None:
         ({"initial_state": {"dynamics.rootz.initial_positio": "+1"}}, "rootz.initial_position"),
         ({"execution": [{"stage": "drive", "output": "V"}]}, "in V, but a motor takes an effort"),
         ({"vectorization": "batched"}, "fastest, batch, genesis, sync or async"),
-        ({"render_mode": "rgb_array"}, "does not render"),
+        ({"render_mode": "rgb_array"}, "has no render()"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

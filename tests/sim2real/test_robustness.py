@@ -106,8 +106,8 @@ def test_margins_and_indices_are_those_of_the_closed_form(tmp_path: Path) -> Non
     assert a.fails_above == pytest.approx(a.high + step)
     assert (a.low, a.fails_below) == (0.0, None)
     assert (b.low, b.high, b.fails_above) == (0.0, 4.0, None)
-    assert a.told() == f"slope.a: fails above {a.fails_above:.3g}"
-    assert b.told() == "slope.b: survives everything from 0 to 4"
+    assert a.told() == f"slope.a: survives 0 to {a.high:.3g}, fails at {a.fails_above:.3g}"
+    assert b.told() == "slope.b: survives 0 to 4, all that was asked"
     assert found.told()[0] == a.told(), "what fails is said first"
     # variances go with the squares of the slopes
     for name, share in (("dynamics.slope.a", 0.8), ("dynamics.slope.b", 0.2)):
@@ -206,6 +206,8 @@ def test_what_had_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest
             {"sweep": {"objective": "robustness", "lose": "a lot"}},
             "sweep.lose: expected a return, or a share such as '80 %', found 'a lot'",
         ),
+        ({"sweep": {"objective": "robustness", "lose": float("nan")}}, "expected a finite return"),
+        ({"sweep": {"objective": "robustness", "lose": True}}, "expected a return, or a share"),
         ({"parameters": {}}, "nothing varies"),
         ({"env": None}, "key 'env' is missing"),
         ({"polcy": "x"}, "unknown key 'polcy'; did you mean policy"),
@@ -275,3 +277,9 @@ def test_the_command_line_says_it(balancing: Path, capsys: pytest.CaptureFixture
     assert main(["sweep", str(balancing), "--output", folder, "sweep.lose=50 %"]) == 0
     assert len(list((balancing.parent / "runs").iterdir())) == 2
     assert main(["sweep", str(balancing), "--output", folder, "sweep.grid_size=3"]) == 2
+    assert main(["sweep", str(balancing), "--output", folder, "sweep.objective=robust"]) == 2
+    assert main(["sweep", str(balancing), "--output", folder, "env=cartpol"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "swept with sweep.objective: robustness, found 'robust'" in said
+    assert "no environment 'cartpol'; did you mean cartpole" in said
+    assert len(list((balancing.parent / "runs").iterdir())) == 2
