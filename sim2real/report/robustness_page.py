@@ -47,7 +47,7 @@ def write_robustness_report(directory: Path) -> Path:
 
 def _row(m: Margin) -> tuple[str, ...]:
     def told(value: float | None) -> str:
-        return "nothing asked" if value is None else m.shown(value)
+        return "nowhere" if value is None else m.shown(value)
 
     tried = str(sum(many for *_, many in m.tried))
     return m.name, m.shown(m.nominal), m.span(), told(m.fails_below), told(m.fails_above), tried
