@@ -348,7 +348,7 @@ def _robustness(options: argparse.Namespace, console: Console) -> None:
         return
     table = Table("parameter", "nominal", "survives", "fails at", "of return", box=None, pad_edge=False)
     for m in found.margins:
-        fails = " and ".join(m.shown(v) for v in (m.fails_below, m.fails_above) if v is not None) or "nowhere"
+        fails = " and ".join(m.failures()) or "nowhere"
         share = ""
         if found.sobol:
             one = found.sobol[m.name]

@@ -43,12 +43,14 @@ class Margin:
     def told(self) -> str:
         """Say it in a line."""
         what = self.name.partition(".")[2]
-        kept = f"{what}: survives {self.span()}"
-        ends = {"at": self.fails_below, "and at": self.fails_above}
-        if self.fails_below is None:
-            ends["at"] = ends.pop("and at")
-        sides = [f"{side} {self.shown(value)}" for side, value in ends.items() if value is not None]
-        return f"{kept}, all that was asked" if not sides else f"{kept}, fails {' '.join(sides)}"
+        fails = self.failures()
+        return f"{what}: survives {self.span()}, " + (
+            f"fails at {' and at '.join(fails)}" if fails else "all that was asked"
+        )
+
+    def failures(self) -> list[str]:
+        """Return the nearest values where it fails, the lower one first."""
+        return [self.shown(value) for value in (self.fails_below, self.fails_above) if value is not None]
 
     def span(self) -> str:
         """Return what it survives."""

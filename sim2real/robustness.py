@@ -22,6 +22,7 @@ from sim2real.policies import PolicyFunction, load_policy
 from sim2real.policy_episodes import Episodes
 from sim2real.randomization.addressing import BoundParameters
 from sim2real.randomization.distributions import LogNormal, LogUniform
+from sim2real.randomization.parameters import Parameter
 from sim2real.recipe import Section, apply_overrides, explain, read_document
 from sim2real.run_directory import RunDirectory, read_json, write_json
 
@@ -29,8 +30,8 @@ from sim2real.run_directory import RunDirectory, read_json, write_json
 ENDLESS = (0.001, 0.999)
 # Of each pair of parameters in a return map.
 CELLS, PAIRS = 11, 3
-# What there is to say of a policy that fails at the nominal parameters.
-NOTHING: dict[str, Any] = {"margins": [], "indices": {}, "maps": [], "returns": [], "episodes": 0}
+# What there is to say where a question is not asked.
+NOTHING: dict[str, Any] = {"margins": [], "indices": {}, "maps": [], "values": {}, "returns": [], "episodes": 0}
 
 
 class RobustnessSection(Section):
@@ -203,24 +204,26 @@ def robustness(
         nominal = run.stage("nominal", asked.nominal)["result"]
         lose = _limit(recipe.sweep.lose, nominal["mean"])
         if nominal["mean"] < lose:
-            margins, sobol, maps = dict(NOTHING), dict(NOTHING), dict(NOTHING)
+            margins = sobol = maps = NOTHING
         else:
             margins = run.stage("margins", lambda: asked.margins(nominal["mean"], lose))["result"]
             sobol = run.stage("sobol", asked.sobol)["result"]
             maps = run.stage("maps", lambda: asked.maps(sobol["indices"]))["result"]
     finally:
         episodes.close()
-    found = Robustness(
-        directory,
-        nominal["mean"],
-        lose,
-        tuple(Margin(**m | {"tried": tuple(map(tuple, m["tried"]))}) for m in margins["margins"]),
-        sobol["indices"],
-        tuple(maps["maps"]),
-        sum(stage["episodes"] for stage in (nominal, margins, sobol, maps)),
-    )
-    document = asdict(found) | {"directory": None, "name": recipe.title, "env": recipe.env, "policy": recipe.policy}
+    document = {
+        "name": recipe.title,
+        "env": recipe.env,
+        "policy": recipe.policy,
+        "nominal": nominal["mean"],
+        "lose": lose,
+        "margins": margins["margins"],
+        "sobol": sobol["indices"],
+        "maps": maps["maps"],
+        "episodes": sum(stage["episodes"] for stage in (nominal, margins, sobol, maps)),
+    }
     write_json(directory / "robustness.json", document)
+    found = read_robustness(directory)
     _write_results(directory / "results.parquet", found.margins, sobol)
     from sim2real.report.robustness_page import write_robustness_report
 
@@ -301,12 +304,9 @@ class _Asked:
 
     def _margin(self, line: Line, grid: Array, lose: float) -> Margin:
         bound, name = self.episodes.bound, self.names[line.column]
-        parameter = next(p for p in bound.parameters if p.name == name)
-        targets = bound.targets[name]
-        factor = parameter.operation == "scale" and len(targets) > 1
         u = np.tile(self.at_rest, (len(grid), 1))
         u[:, line.column] = grid
-        values = bound.parameters.quantile(u)[name] if factor else bound.values(u)[targets[0]]
+        values, factor = self._values(name, u), self._factor(name)
         low, high = line.edges(lose)
         ends = [
             (float(values[low]), None if low == 0 else float(values[low - 1])),
@@ -314,12 +314,12 @@ class _Asked:
         ]
         if values[0] > values[-1]:  # what is below zero gets less with a larger factor
             ends.reverse()
-        units = self.episodes.units
+        evenly = isinstance(self._parameter(name).distribution, LogUniform | LogNormal)
         return Margin(
             name,
-            "" if factor else units[targets[0]],
+            "" if factor else self.episodes.units[bound.targets[name][0]],
             factor,
-            isinstance(parameter.distribution, LogUniform | LogNormal) and bool((values > 0).all()),
+            evenly and bool((values > 0).all()),
             1.0 if factor else bound.nominal(name),
             low=ends[0][0],
             high=ends[1][0],
@@ -332,7 +332,7 @@ class _Asked:
         """Vary all parameters at once, and share out what differs in return among them (Saltelli et al. 2010)."""
         many, dimension = self.section.samples, len(self.names)
         if not many or dimension < 2:
-            return {"indices": {}, "u": [], "returns": [], "episodes": 0}
+            return NOTHING
         require("SALib", "rl")
         from SALib.analyze import sobol as analyze
         from SALib.sample import sobol as sample
@@ -364,7 +364,7 @@ class _Asked:
     def maps(self, indices: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         """Map the return over pairs of the parameters that matter most, the others nominal."""
         if not self.section.map_episodes or len(self.names) < 2:
-            return {"maps": [], "episodes": 0}
+            return NOTHING
         before = self.episodes.count
         ranked = sorted(self.names, key=lambda name: -indices.get(name, {}).get("total", 0.0))
         pairs = [(a, b) for k, b in enumerate(ranked) for a in ranked[:k]][:PAIRS]
@@ -376,20 +376,21 @@ class _Asked:
             sides = _between(self.ends[[a, b]], CELLS)
             u[:, a], u[:, b] = np.repeat(sides[0], CELLS), np.tile(sides[1], CELLS)
             returns = self._several(u, self.section.map_episodes).reshape(CELLS, CELLS)
-            draws = self.episodes.bound.parameters.quantile(u)
-            values = [draws[first].reshape(CELLS, CELLS)[:, 0], draws[second].reshape(CELLS, CELLS)[0]]
-            shown = [self._shown(name, v) for name, v in zip((first, second), values, strict=True)]
-            maps.append({"names": [first, second], "values": shown, "returns": returns.tolist()})
+            values = [self._values(first, u)[::CELLS].tolist(), self._values(second, u)[:CELLS].tolist()]
+            maps.append({"names": [first, second], "values": values, "returns": returns.tolist()})
         return {"maps": maps, "episodes": self.episodes.count - before}
 
-    def _shown(self, name: str, draws: Array) -> list[float]:
-        """Return draws of a parameter as `_margin` shows values: in its unit, or as factors of several."""
+    def _parameter(self, name: str) -> Parameter:
+        return next(p for p in self.episodes.bound.parameters if p.name == name)
+
+    def _factor(self, name: str) -> bool:
+        """Return whether a parameter is told as a factor, since it scales several."""
+        return self._parameter(name).operation == "scale" and len(self.episodes.bound.targets[name]) > 1
+
+    def _values(self, name: str, u: Array) -> Array:
+        """Return what uniform numbers (k, D) make of a parameter: values in its unit, or factors (k,)."""
         bound = self.episodes.bound
-        targets = bound.targets[name]
-        if len(targets) > 1 and next(p for p in bound.parameters if p.name == name).operation == "scale":
-            return [float(d) for d in draws]
-        other = {p.name: np.full(len(draws), np.nan) for p in bound.parameters}
-        return [float(v) for v in bound.apply(other | {name: draws})[targets[0]]]
+        return bound.parameters.quantile(u)[name] if self._factor(name) else bound.values(u)[bound.targets[name][0]]
 
     def _several(self, u: Array, tries: int) -> Array:
         """Return mean returns (k,) of the same starts at each of u (k, D)."""
@@ -464,8 +465,7 @@ def _write_results(path: Path, margins: Sequence[Margin], sobol: Mapping[str, An
         for m in margins
         for value, mean, many in m.tried
     ]
-    values = sobol.get("values", {})
     for k, mean in enumerate(sobol["returns"]):
-        drawn = {name: column[k] for name, column in values.items()}
+        drawn = {name: column[k] for name, column in sobol["values"].items()}
         rows.append({"part": "sobol", "parameter": json.dumps(drawn), "value": None, "return": mean, "episodes": None})
     parquet.write_table(pa.Table.from_pylist(rows), path)
