@@ -24,11 +24,6 @@ FIELDS = (
     "jnt_range", "actuator_gear", "actuator_gainprm", "actuator_biasprm", "actuator_forcerange", "opt.gravity",
     "geom_friction",
 )  # fmt: skip
-# Those that only a picture shows: MuJoCo draws the plants of Genesis, so that each has its own.
-DRAWN = (
-    "light_active", "light_pos", "light_dir", "light_diffuse", "cam_pos", "cam_quat", "cam_fovy", "mat_rgba",
-    "geom_rgba",
-)  # fmt: skip
 # Slides and hinges, by MuJoCo's numbers.
 _PLAIN = (2, 3)
 # What single precision makes of a number, relative to it.
@@ -36,16 +31,28 @@ SINGLE = 3e-7
 
 
 class GenesisFields(MujocoFields):
-    """The table of a model's parameters on Genesis: those of MuJoCo that Genesis has for each plant."""
+    """The table of a model's parameters on Genesis: those of MuJoCo that Genesis has for each plant.
+
+    And those that only a picture shows: MuJoCo draws the plants of Genesis, so that each has its own.
+    """
+
+    @property
+    def drawn(self) -> set[str]:
+        """The fields that only a picture shows."""
+        return {p.field for name, a in self.addresses.items() if _shows(name) for p in a.places}
 
     def _table_of(self, model: Any) -> Table:
         table = super()._table_of(model)
         for name, address in list(table.addresses.items()):
-            why = _missing(model, address)
+            why = "" if _shows(name) else _missing(model, address)
             if why:
                 del table.addresses[name]
                 table.silent[name] = why
         return table
+
+
+def _shows(name: str) -> bool:
+    return name.startswith("perception.")
 
 
 def _missing(model: Any, address: Address) -> str:
@@ -53,7 +60,7 @@ def _missing(model: Any, address: Address) -> str:
     import mujoco
 
     place = address.place
-    if any(p.field not in (*FIELDS, *DRAWN) for p in address.places):
+    if any(p.field not in FIELDS for p in address.places):
         return "Genesis does not have it for each plant; on MuJoCo it works"
     if place.field in ("jnt_stiffness", "jnt_range") and int(model.jnt_type[place.index[0]]) not in _PLAIN:
         return "Genesis has it at hinges and slides alone"
@@ -103,7 +110,8 @@ class GenesisModels:
         self._lease, self._scene = lease, lease.scene
         scene = lease.scene
         m = scene.model
-        self._nominal = {field: np.array(model_field(m, field), float) for field in (*FIELDS, *DRAWN)}
+        self._drawn = fields.drawn
+        self._nominal = {field: np.array(model_field(m, field), float) for field in (*FIELDS, *self._drawn)}
         self._values = {f: np.broadcast_to(v, (scene.n, *v.shape)).copy() for f, v in self._nominal.items()}
         self._edited: set[str] = set()
         self._friction = self._nominal_friction()
@@ -111,7 +119,7 @@ class GenesisModels:
         self._links = scene.links[self._moving].tolist()
         self._homes = self._all_homes()
         used = {place.field for address in fields.addresses.values() for place in address.places}
-        self._used = (used | {"body_inertia"}) - set(DRAWN)
+        self._used = (used | {"body_inertia"}) - self._drawn
         if scene.fresh:
             self._check(fields)
         self._push(self._used, np.arange(scene.n))
@@ -131,7 +139,7 @@ class GenesisModels:
         return np.broadcast_to(shared, (self.n, *shared.shape))
 
     def edit(self, field: str) -> NDArray[np.generic]:
-        if field not in DRAWN:
+        if field not in self._drawn:
             self._edited.add(field)
         return self._values[field]
 
@@ -176,7 +184,7 @@ class GenesisModels:
     def _check(self, fields: GenesisFields) -> None:
         first = {field: self._pull(field, np.arange(1))[0] for field in self._used}
         for name, address in fields.addresses.items():
-            for place in address.places if address.place.field not in DRAWN else ():
+            for place in address.places if address.place.field not in self._drawn else ():
                 one, other = self._nominal[place.field][place.index], first[place.field][place.index]
                 if not np.allclose(one, other, rtol=1e-5, atol=1e-9):
                     raise RobotError(f"{name}: Genesis reads {other} from the robot file, MuJoCo {one}")
