@@ -53,6 +53,10 @@ class Evidence(Protocol):
         """Return some of the windows, by a mask (N,)."""
         ...
 
+    def first(self, members: int) -> Evidence:
+        """Return the windows of the first members: all of them where members share them."""
+        ...
+
 
 @dataclass(frozen=True)
 class OfStates:
@@ -98,6 +102,10 @@ class OfStates:
     def where(self, keep: Tensor) -> OfStates:
         d = self.data
         return OfStates(Stretches(d.states[:, keep], d.commands[:, keep], d.block[keep]), self.whole or d)
+
+    def first(self, members: int) -> OfStates:
+        d = self.data
+        return OfStates(Stretches(d.states[:members], d.commands[:members], d.block), self.whole or d)
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,9 @@ class OfReadings:
     def where(self, keep: Tensor) -> OfReadings:
         later = None if self.later is None else self.later.where(keep)
         return OfReadings(self.data.where(keep), later, self.block[keep], self.whole or self.data)
+
+    def first(self, members: int) -> OfReadings:
+        return OfReadings(self.data.first(members), self.later, self.block, self.whole or self.data)
 
     @staticmethod
     def _apart(model: EnsembleDynamics, w: Recorded) -> Tensor:

@@ -7,25 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sim2real.calibration.evidence import Evidence, OfReadings, OfStates
-from sim2real.calibration.gate import SURE, Answer, judge
+from sim2real.calibration.gate import Answer, judge
 from sim2real.calibration.last_layer import regress_last_layer
 from sim2real.calibration.tuning import KINDS, METHODS, Method, move, require_method
 from sim2real.errors import ModelError
 from sim2real.evaluation import Questions
 from sim2real.world_model.dataset import Stretches
 from sim2real.world_model.ensemble import EnsembleDynamics
-from sim2real.world_model.scores import block_interval
 
-# Stretches of time that `auto` compares methods on.
-FOLDS = 4
+# Stretches of time that `auto` compares methods on, and members of the ensemble that it tunes for that.
+FOLDS, FEW = 4, 2
 # After half of them, methods whose error is larger than the smallest one by this share are not tried on the others.
 BEHIND = 0.1
-Choice = Method | Literal["none"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,9 @@ class Tuned:
 
     Attributes:
         model: tuned.
-        method: that was used; `none` where `auto` found nothing better than the model as it was.
+        method: that was used.
         tried: with `auto`, for each method the root mean squared error on what it had not seen, relative to how far the
-            robot gets.
+            robot gets; `none` is the model as it was, which may have seen it: through its simulator, for one.
         forgetting: that error on replayed simulations, `{"before": ..., "after": ...}`; empty without a replay.
         seconds: that the tuning took, without cross-validation [s].
     """
@@ -119,8 +116,6 @@ def finetune_dynamics(
         )
     tuned = tune_dynamics(model, real, seed=seed, **tuning)
     accepted, reason, crps = judge(model, tuned.model, answer, held_out, seed)
-    if tuned.method == "none":
-        reason = "changed nothing: no method was surely better than the model as it is on time that it was not tuned on"
     return FinetuneResult(
         tuned.model if accepted else model, tuned.model, accepted, reason, crps,
         tuned.method, tuned.tried, tuned.forgetting, tuned.seconds,
@@ -151,8 +146,9 @@ def tune_dynamics(
     - `low_rank`: of each layer an update of low rank (Hu et al. 2022), anchored.
     - `delta`: a small network beside the frozen one, anchored at nothing.
     - `last_layer`: Bayesian linear regression of single steps on what the last layer sees, in closed form.
-    - `auto`: whichever predicts best what it has not seen, by cross-validation over `FOLDS` stretches of time; or none,
-      where that does not surely improve. What is a tenth behind after half of them is not tried further.
+    - `auto`: whichever predicts best what it has not seen, by cross-validation of the first `FEW` members over `FOLDS`
+      stretches of time. What is a tenth behind after half of them is not tried further. Whether that is better than
+      the model as it is, is for a gate to say: what made the model may have seen these recordings.
 
     Args:
         model: the pre-trained model; it is not changed.
@@ -176,19 +172,16 @@ def tune_dynamics(
     settings = _Settings(anchor, iterations, batch, rate, replay_weight, seed)
     evidence, simulated = _evidence(real), None if replay is None else _evidence(replay)
     tried: dict[str, float] = {}
-    chosen: Choice
-    if method != "auto":
-        chosen = method
-    else:
-        chosen, tried = cross_validate(model, evidence, simulated, settings, progress)
-        progress(f"chosen by cross-validation: {chosen}")
+    if method == "auto":
+        method, tried = cross_validate(model, evidence, simulated, settings, progress)
+        progress(f"chosen by cross-validation: {method}")
     clock = time.perf_counter()
-    tuned = model if chosen == "none" else _tune(model, evidence, simulated, chosen, settings, progress)
+    tuned = _tune(model, evidence, simulated, method, settings, progress)
     seconds = time.perf_counter() - clock
     forgetting = {}
     if simulated is not None:
         forgetting = {name: _error(simulated.errors(m)) for name, m in (("before", model), ("after", tuned))}
-    return Tuned(tuned, chosen, tried, forgetting, seconds)
+    return Tuned(tuned, method, tried, forgetting, seconds)
 
 
 def _evidence(data: Stretches | OfReadings) -> Evidence:
@@ -211,13 +204,11 @@ def cross_validate(
     replay: Evidence | None,
     settings: _Settings,
     progress: Callable[[str], None],
-) -> tuple[Choice, dict[str, float]]:
-    """Return the method of choice, and the error of each, and of `none`, on stretches of time that it was not tuned on.
+) -> tuple[Method, dict[str, float]]:
+    """Return the method with the smallest error on stretches of time that it was not tuned on, and all errors.
 
     A method that is far behind after half of the stretches is not tried on the others; its error is that of those.
-
-    The blocks on both sides of a stretch are left out of the tuning, too. Chosen is the one with the smallest error, if
-    it is smaller than that of `none` in at least 90 % of bootstrap draws of blocks.
+    The blocks on both sides of a stretch are left out of the tuning, too. The error of `none` is that of the model.
     """
     numbers = torch.unique(real.block)
     if len(numbers) < 2 * FOLDS:
@@ -225,33 +216,24 @@ def cross_validate(
             f"method auto compares on {FOLDS} stretches of time: expected {2 * FOLDS} blocks of recordings or more, "
             f"found {len(numbers)}; name a method, or record longer"
         )
-    squares: dict[Choice, list[Tensor]] = {"none": [], **{name: [] for name in METHODS}}
-    if not model.config.hidden:
-        del squares["delta"]
-    blocks, racing = [], list(squares)
+    few = min(FEW, model.config.members)
+    model, real, replay = model.first(few), real.first(few), None if replay is None else replay.first(few)
+    racing = [name for name in METHODS if model.config.hidden or name != "delta"]
+    squares: dict[Method, list[Tensor]] = {name: [] for name in racing}
+    as_it_was = []
     for fold, held in enumerate(torch.tensor_split(numbers, FOLDS)):
         near = (real.block >= held[0] - 1) & (real.block <= held[-1] + 1)
         inside = (real.block >= held[0]) & (real.block <= held[-1])
         seen, unseen = real.where(~near), real.where(inside)
-        blocks.append(unseen.block.numpy())
+        as_it_was.append(unseen.errors(model))
         if fold == FOLDS // 2:
-            so_far = {name: float(torch.cat(squares[name]).mean().sqrt()) for name in racing}
-            least = min(so_far.values())
-            racing = [name for name in racing if name == "none" or so_far[name] <= (1 + BEHIND) * least]
+            so_far = {name: _error(torch.cat(squares[name])) for name in racing}
+            racing = [name for name in racing if so_far[name] <= (1 + BEHIND) * min(so_far.values())]
         for name in racing if len(racing) > 1 else ():
             progress(f"cross-validation {fold + 1}/{FOLDS}: {name}")
-            tuned = model if name == "none" else _tune(model, seen, replay, name, settings, lambda _: None)
-            squares[name].append(unseen.errors(tuned))
-    joined = {name: torch.cat(found).double().numpy() for name, found in squares.items()}
-    tried: dict[str, float] = {name: float(np.sqrt(found.mean())) for name, found in joined.items()}
-    best = min(racing, key=tried.__getitem__)
-    if best == "none":
-        return "none", tried
-    _, block = np.unique(np.concatenate(blocks), return_inverse=True)
-    rng = np.random.default_rng(settings.seed)
-    # what is gained is below zero where less than this share of the draws says otherwise
-    _, high = block_interval(joined[best] - joined["none"], block, rng, level=2 * SURE - 1)
-    return best if high < 0 else "none", tried
+            squares[name].append(unseen.errors(_tune(model, seen, replay, name, settings, lambda _: None)))
+    tried = {name: _error(torch.cat(found)) for name, found in squares.items()}
+    return min(racing, key=tried.__getitem__), {"none": _error(torch.cat(as_it_was)), **tried}
 
 
 def _tune(

@@ -14,10 +14,9 @@ from sim2real.estimation import Estimate
 from sim2real.prediction import Prediction, Recalibration
 from sim2real.world_model import storage
 from sim2real.world_model.encoder import StartEncoder, angles
+from sim2real.world_model.folded import LATENT, Folded
 from sim2real.world_model.network import BatchedMLP, bounded, input_scale
 
-# What an output of one changes a latent number by in a step.
-LATENT = 0.3
 
 
 @dataclass(frozen=True)
@@ -160,15 +159,16 @@ class EnsembleDynamics(nn.Module):
         Returns:
             (M, B, H, X) states after each step.
         """
-        d, dt, history = self.config.joints, self.config.timestep, self.config.history
+        d, history, folded = self.config.joints, self.config.history, Folded.of(self)
+        sent = commands.unfold(-2, history, 1).transpose(-1, -2).flatten(-2)
+        sent = sent.expand(*state.shape[:2], *sent.shape[2:])
         path = []
-        for k in range(commands.shape[-2] - history + 1):
-            state, log_variance = self.step(state, commands[..., k : k + history, :])
-            if noise is not None:
+        for seen in sent.unbind(-2):
+            state, log_variance = folded.step(state, seen, noise is not None)
+            if log_variance is not None:
                 kick = torch.randn(log_variance.shape, generator=noise)
-                kick = kick * torch.exp(0.5 * log_variance) * self.target_scale
-                moved = torch.cat([kick[..., d:] + 0.5 * dt * kick[..., :d], kick[..., :d]], -1)
-                state = torch.cat([state[..., : 2 * d] + moved, state[..., 2 * d :]], -1)
+                kick = kick * torch.exp(0.5 * bounded(log_variance, self.log_variance_low, self.log_variance_high))
+                state = state + kick @ folded.increments[: 2 * d]
             path.append(state)
         return torch.stack(path, -2)
 
@@ -237,6 +237,13 @@ class EnsembleDynamics(nn.Module):
     def anchors(self) -> list[Tensor]:
         """Return a copy of the trainable weights: what fine-tuning is anchored to."""
         return [p.detach().clone() for p in self.dynamics.parameters()]
+
+    def first(self, members: int) -> EnsembleDynamics:
+        """Return a copy of the first members, not recalibrated."""
+        fewer = EnsembleDynamics(replace(self.config, members=members))
+        networks = ("dynamics.", "encoder.network.")
+        fewer.load_state_dict({n: t[:members] if n.startswith(networks) else t for n, t in self.state_dict().items()})
+        return fewer
 
     def save(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, and `recalibration.json`, into a directory, which is made."""

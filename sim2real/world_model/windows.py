@@ -56,6 +56,10 @@ class Recorded:
         """Return some windows, by a mask (N,)."""
         return self._each(lambda value: value[keep] if self.state.dim() == 2 else value[:, keep])
 
+    def first(self, members: int) -> Recorded:
+        """Return the windows of the first members: all of them where members share them."""
+        return self._each(lambda value: value if self.state.dim() == 2 else value[:members])
+
     def expanded(self, members: int) -> Recorded:
         """Return the windows for every member: (M, N, ...)."""
         return self._each(lambda value: value.expand(members, *value.shape) if self.state.dim() == 2 else value)
