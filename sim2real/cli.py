@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(around)
     sweep = verbs.add_parser("sweep", help="search over keys of a recipe with Ray Tune")
     _recipe_arguments(sweep)
+    sweep.add_argument("--address", help="of a Ray cluster, such as auto; this machine alone if not given")
     report = verbs.add_parser("report", help="rebuild report.html of a run")
     report.add_argument("run_directory", type=Path)
     from sim2real.log_commands import add_parsers
@@ -305,24 +306,28 @@ def _check(recipe: Any, options: argparse.Namespace, console: Console) -> None:
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> None:
-    from sim2real.errors import RecipeError
     from sim2real.recipe import asked_for, load_recipe
 
     objective, about_env = asked_for(options.recipe, options.overrides)
     if objective == "robustness":
         _robustness(options, console)
         return
-    if about_env:
-        raise RecipeError(
-            f"{options.recipe}: a recipe about an environment is swept with sweep.objective: robustness, found "
-            f"{objective or 'none'!r}"
-        )
+    from sim2real.policy_recipe import load_policy_recipe
     from sim2real.sweep import sweep
 
-    recipe = load_recipe(options.recipe, options.overrides)
-    found = sweep(recipe, options.output, again=options.again, say=lambda line: console.print(plain(line)))
-    console.print(f"best validation score {found.best_score:.5g}, unswept {found.baseline_score:.5g}")
+    recipe = (load_policy_recipe if about_env else load_recipe)(options.recipe, options.overrides)
+    found = sweep(
+        recipe,
+        options.output,
+        again=options.again,
+        address=options.address,
+        say=lambda line: console.print(plain(line), highlight=False),
+    )
+    console.print(f"best {found.best_score:.5g}, unswept {found.baseline_score:.5g}: {plain(found.measure)}")
+    if found.busy_fraction is not None:
+        console.print(f"a trial was worked on {found.busy_fraction:.0%} of the time, of as many as there are at once")
     console.print(f"best recipe: {plain(str(found.best_recipe))}")
+    console.print(f"report: {plain(str(found.directory / 'sweep.html'))}")
 
 
 def _robustness(options: argparse.Namespace, console: Console) -> None:

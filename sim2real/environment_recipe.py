@@ -8,10 +8,10 @@ from typing import Any
 
 import gymnasium as gym
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from sim2real.errors import RecipeError
-from sim2real.recipe import Recipe, Section, explain, read_document
+from sim2real.errors import RecipeError, did_you_mean
+from sim2real.recipe import Recipe, Section, read_document, validated
 
 
 class EnvironmentRecipe(Section):
@@ -57,12 +57,7 @@ def load_environment_recipe(recipe: RecipeLike) -> EnvironmentRecipe:
     document = dict(recipe) if isinstance(recipe, Mapping) else read_document(Path(recipe))
     if "control" in document:  # a recipe of the whole loop
         document = {key: document[key] for key in ("robot", "parameters", "execution") if key in document}
-    try:
-        return EnvironmentRecipe.model_validate(document)
-    except ValidationError as error:
-        raise RecipeError(
-            f"{where}: " + "; ".join(explain(dict(e), EnvironmentRecipe) for e in error.errors())
-        ) from None
+    return validated(EnvironmentRecipe, document, where)
 
 
 def gaps(recipe: RecipeLike) -> dict[str, Any]:
@@ -77,6 +72,42 @@ def gaps(recipe: RecipeLike) -> dict[str, Any]:
         "push": r.push,
         "pixels": r.pixels,
     }
+
+
+def make_envs(
+    recipe: EnvironmentRecipe, many: int, given: Mapping[str, Any], **how: Any
+) -> gym.vector.VectorEnv[Any, Any, Any]:
+    """Make environments of a recipe's id with gaps, as `gaps` returns them.
+
+    Raises:
+        RecipeError: there is no such environment.
+        ParameterError: it does not have what the gaps name.
+    """
+    from sim2real.randomization.vector import ROBOT_TASKS, make_vec
+
+    name = recipe.env or ""
+    try:
+        return make_vec(name, many, **given, **how)
+    except gym.error.UnregisteredEnv as error:
+        known = [*gym.registry, *ROBOT_TASKS]
+        raise RecipeError(f"no environment {name!r}{did_you_mean(name, known)} ({error})") from None
+
+
+def episode_limit(envs: gym.vector.VectorEnv[Any, Any, Any], name: str) -> int:
+    """Return the control steps after which an episode is truncated.
+
+    Raises:
+        RecipeError: episodes never end.
+    """
+    from sim2real.randomization.vector.conventions import PlantsVectorEnv
+
+    if isinstance(envs, PlantsVectorEnv):
+        limit: int | None = envs.max_episode_steps
+    else:
+        limit = envs.envs[0].spec and envs.envs[0].spec.max_episode_steps  # type: ignore[attr-defined]
+    if not limit:
+        raise RecipeError(f"episodes of {name} never end: give the recipe `max_episode_steps`")
+    return int(limit)
 
 
 def wrap(env: gym.Env[Any, Any], recipe: RecipeLike) -> gym.Env[Any, Any]:

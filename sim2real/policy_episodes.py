@@ -9,14 +9,13 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from sim2real.environment_recipe import EnvironmentRecipe, gaps
+from sim2real.environment_recipe import EnvironmentRecipe, episode_limit, gaps, make_envs
 from sim2real.episodes import Array
-from sim2real.errors import ModelError, RecipeError, did_you_mean
+from sim2real.errors import ModelError, RecipeError
 from sim2real.policies import PolicyFunction
 from sim2real.randomization.addressing import BoundParameters
 from sim2real.randomization.parameters import ParameterSet
 from sim2real.randomization.randomization import Randomizer, parse_randomizations
-from sim2real.randomization.vector import ROBOT_TASKS, make_vec
 from sim2real.randomization.vector.conventions import PlantsVectorEnv
 
 # Environments that are stepped at once: a multiple of the first, and at most the second.
@@ -44,7 +43,7 @@ class Episodes:
 
     def __init__(self, recipe: EnvironmentRecipe, policy: PolicyFunction, max_episode_steps: int = 0) -> None:
         self._how = gaps(recipe) | {"max_episode_steps": max_episode_steps}
-        self._id, self.policy, self.count = recipe.env or "", policy, 0
+        self._recipe, self._id, self.policy, self.count = recipe, recipe.env or "", policy, 0
         self._envs: dict[int, Any] = {}
         try:
             self._begin(recipe)
@@ -60,23 +59,17 @@ class Episodes:
         (asked,) = parse_randomizations(recipe.parameters)
         self.units = dict(randomizer.store.units())
         self.bound = BoundParameters(asked.parameters, randomizer.store)
+        limit = episode_limit(first, self._id)
         if type(self.bound.parameters) is not ParameterSet:
             raise RecipeError("parameters that are drawn jointly cannot be varied one by one: give each its own range")
-        limit = one.max_episode_steps if self._batched else one.spec and one.spec.max_episode_steps
-        if not limit:
-            raise RecipeError(f"episodes of {self._id} never end: give the recipe `max_episode_steps`")
         if not isinstance(first.single_observation_space, gym.spaces.Box):
             raise RecipeError(f"observations of {self._id} are no arrays, but {first.single_observation_space}")
-        self._limit = int(limit)
+        self._limit = limit
         self._check(first)
 
     def _of(self, n: int) -> Any:
         if n not in self._envs:
-            try:
-                self._envs[n] = make_vec(self._id, n, **self._how)
-            except gym.error.UnregisteredEnv as error:
-                known = [*gym.registry, *ROBOT_TASKS]
-                raise RecipeError(f"no environment {self._id!r}{did_you_mean(self._id, known)} ({error})") from None
+            self._envs[n] = make_envs(self._recipe, n, self._how)
         return self._envs[n]
 
     def _check(self, envs: Any) -> None:

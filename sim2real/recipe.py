@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sim2real.errors import RecipeError, did_you_mean
 
 # Keys whose values are paths.
-PATHS = ("robot", "logs", "log_schema", "finetune.model", "compare.policy")
+PATHS = ("robot", "logs", "log_schema", "finetune.model", "compare.policy", "sweep.objective")
+# Of these, those that may name what is packaged, or code.
+NAMES = ("robot", "compare.policy", "sweep.objective")
 # Those of `tune_dynamics`, named here so that reading a recipe does not load torch.
 TuningMethod = Literal["anchored", "full", "low_rank", "delta", "last_layer", "auto"]
 
@@ -23,6 +25,9 @@ class Section(BaseModel):
     """A part of a recipe: frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+S = TypeVar("S", bound=Section)
 
 
 class ShiftSection(Section):
@@ -241,12 +246,46 @@ class ControlSection(Section):
 
 
 class SweepSection(Section):
-    """A search over keys of the recipe, scored on validation recordings."""
+    """A search over keys of the recipe with Ray Tune; see `sweep`.
+
+    Attributes:
+        keys: dotted key -> range, in the notation of `search_space`.
+        trials: how many values are tried, besides the recipe as it is.
+        objective: what is scored: the name of an `Objective`, or a function of one's own as `module:function`.
+        better: of a function of one's own, whether less or more is.
+        scheduler: asynchronous successive halving, population-based training, or every trial to its end.
+        shares: of the work after which a trial is scored, growing; the last is 1. Each objective has its own.
+        concurrent: trials at once.
+        cpus: cores of a trial; an equal share of this machine's where it is not said.
+        gpus: of a trial; half of one is allowed.
+        retries: how often a trial begins again whose process died, or its machine.
+        storage: where Ray keeps its state, a folder or the URI of an object store; the sweep's own folder if not said.
+        confirm: other seeds that the best recipe and the one that was given are scored with in the end.
+    """
 
     keys: dict[str, str]
     trials: int = Field(default=8, ge=1)
-    objective: Literal["identify", "finetune", "control"] = "identify"
+    objective: str = "identify"
+    better: Literal["less", "more"] = "less"
+    scheduler: Literal["asha", "pbt", "none"] = "asha"
+    shares: tuple[float, ...] | None = None
     concurrent: int = Field(default=2, ge=1)
+    cpus: int | None = Field(default=None, ge=1)
+    gpus: float = Field(default=0.0, ge=0)
+    retries: int = Field(default=2, ge=0)
+    storage: str | None = None
+    confirm: int = Field(default=0, ge=0)
+
+    @field_validator("shares")
+    @classmethod
+    def _growing(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and (not value or value[-1] != 1 or min(value) <= 0 or list(value) != sorted(set(value))):
+            raise ValueError("expected growing shares of the work, above 0, the last of them 1")
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes it another sweep where it changes: not how much is tried, nor with what machines."""
+        return self.model_dump(include={"objective", "better", "scheduler", "shares"})
 
 
 class CompareSection(Section):
@@ -263,8 +302,31 @@ class CompareSection(Section):
     spread: float = Field(default=0.5, ge=0)
 
 
-class Recipe(Section):
+class NamedRecipe(Section):
+    """A recipe whose runs are told apart by a fingerprint.
+
+    Attributes:
+        APART: keys that no result of a run depends on.
+    """
+
+    APART: ClassVar[frozenset[str]] = frozenset({"sweep"})
+
+    def digest(self) -> str:
+        """Return a short fingerprint of everything that the results of a run depend on."""
+        text = json.dumps(self.model_dump(mode="json", exclude=set(self.APART)), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe, which can be read again."""
+        return yaml.safe_dump(
+            self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120
+        )
+
+
+class Recipe(NamedRecipe):
     """What `sim2real run` reads. Exactly one of `logs` and `twin` says where the recordings come from."""
+
+    APART: ClassVar[frozenset[str]] = frozenset({"sweep", "dagger", "simulators", "compare"})
 
     name: str
     seed: int = 0
@@ -314,19 +376,6 @@ class Recipe(Section):
                 )
         return self
 
-    def digest(self) -> str:
-        """Return a short fingerprint of everything that the results of a run depend on."""
-        text = json.dumps(
-            self.model_dump(mode="json", exclude={"sweep", "dagger", "simulators", "compare"}), sort_keys=True
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-    def to_yaml(self) -> str:
-        """Return the resolved recipe, which `load_recipe` reads."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120
-        )
-
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `section.key=value` overrides, whose values are YAML.
@@ -341,7 +390,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def asked_for(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, bool]:
-    """Return the `sweep.objective` of a recipe, "" where it says none, and whether it is about an environment.
+    """Return the `sweep.objective` of a recipe, "" where it says none, and whether it is not about the whole loop.
 
     Raises:
         RecipeError: the file does not exist, or is not a mapping in YAML.
@@ -349,7 +398,7 @@ def asked_for(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, boo
     document = apply_overrides(read_document(Path(path)), overrides)
     section = document.get("sweep")
     objective = str(section.get("objective", "")) if isinstance(section, dict) else ""
-    return objective, "env" in document and "control" not in document
+    return objective, "control" not in document and ("env" in document or "settings" in document)
 
 
 def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -385,9 +434,7 @@ def read_document(file: Path) -> dict[str, Any]:
         for part in outer:
             section = section.get(part) if isinstance(section, dict) else None  # type: ignore[assignment]
         if isinstance(section, dict) and isinstance(section.get(last), str):
-            section[last] = _relative_to(
-                section[last], file.resolve().parent, is_robot=key in ("robot", "compare.policy")
-            )
+            section[last] = _relative_to(section[last], file.resolve().parent, is_robot=key in NAMES)
     control = document.get("control")
     for term in (control.get("cost") or []) if isinstance(control, dict) else []:
         own = term.get("cost") if isinstance(term, dict) else None
@@ -400,12 +447,21 @@ def parse_recipe(document: Mapping[str, Any], where: str) -> Recipe:
     """Validate a recipe; `where` names it in errors.
 
     Raises:
-        RecipeError: with every problem, a line each.
+        RecipeError: with every problem.
+    """
+    return validated(Recipe, document, where)
+
+
+def validated(kind: type[S], document: Mapping[str, Any], where: str) -> S:
+    """Return a document as a section of some kind; `where` names it in errors.
+
+    Raises:
+        RecipeError: with every problem.
     """
     try:
-        return Recipe.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
-        problems = [explain(dict(e), Recipe) for e in error.errors()]
+        problems = [explain(dict(e), kind) for e in error.errors()]
         raise RecipeError(f"{where}: " + "; ".join(problems)) from None
 
 
@@ -460,11 +516,11 @@ def read_value(key: str, text: str) -> Any:
     except yaml.YAMLError:
         raise RecipeError(f"{key}: cannot read the value {text!r} as YAML") from None
     if key in PATHS and isinstance(value, str):
-        return _relative_to(value, Path.cwd(), is_robot=key in ("robot", "compare.policy"))
+        return _relative_to(value, Path.cwd(), is_robot=key in NAMES)
     return value
 
 
-def with_overrides(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+def with_overrides(recipe: S, values: Mapping[str, Any]) -> S:
     """Return the recipe with other values of some dotted keys, checked as a whole.
 
     Raises:
@@ -473,10 +529,10 @@ def with_overrides(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     document = recipe.model_dump(mode="json")
     for key, value in values.items():
         _put(document, key, value)
-    return parse_recipe(document, f"recipe {recipe.name}")
+    return validated(type(recipe), document, f"recipe {getattr(recipe, 'name', '')}")
 
 
-def value_of(recipe: Recipe, key: str) -> Any:
+def value_of(recipe: Section, key: str) -> Any:
     """Return what a recipe holds at a dotted key, as plain YAML data.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sim2real.environment_recipe import EnvironmentRecipe
 from sim2real.episodes import Array
@@ -23,7 +23,7 @@ from sim2real.policy_episodes import Episodes
 from sim2real.randomization.addressing import BoundParameters
 from sim2real.randomization.distributions import LogNormal, LogUniform
 from sim2real.randomization.parameters import Parameter
-from sim2real.recipe import Section, apply_overrides, explain, read_document
+from sim2real.recipe import Section, apply_overrides, read_document, validated
 from sim2real.run_directory import RunDirectory, read_json, write_json
 
 # Of distributions without an end, what lies beyond these quantiles is left out.
@@ -121,13 +121,7 @@ def load_robustness_recipe(path: str | Path, overrides: Sequence[str] = ()) -> R
         value = document.get(key)
         if isinstance(value, str) and (value.rpartition(":")[0].endswith(".py") or ":" not in value):
             document[key] = str(file.resolve().parent / value)
-    document = apply_overrides(document, overrides)
-    try:
-        recipe = RobustnessRecipe.model_validate(document)
-    except ValidationError as error:
-        problems = "; ".join(explain(dict(e), RobustnessRecipe) for e in error.errors())
-        raise RecipeError(f"{path}: {problems}") from None
-    return recipe
+    return validated(RobustnessRecipe, apply_overrides(document, overrides), str(path))
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,15 @@ import numpy as np
 
 from sim2real.episodes import Episode
 from sim2real.errors import ParameterError, RecipeError, did_you_mean
+from sim2real.objectives import OF_PIPELINES, Objective, objective_of
+from sim2real.policy_recipe import PolicyRecipe
 from sim2real.preparation import Setup, prepare
 from sim2real.randomization import parse_distribution
 from sim2real.randomization.distributions import LogUniform, Uniform
 from sim2real.recipe import Recipe, read_value, value_of, with_overrides
 
 NOTATION = ("U(a, b)", "LogU(a, b)", "int(a, b)", "choice(x, y, ...)")
-# What is scored, and the sections that come after it; the limit of commands comes before, for recordings keep to it.
-SCORED = {
-    "identify": ("identification", ("model", "finetune", "control")),
-    "finetune": ("fine-tuning", ("control",)),
-    "control": ("controller", ()),
-}
+# The limit of commands comes before all else, for recordings keep to it.
 BEFORE = "control.limit"
 # Keys that say what a controller is scored by, or nothing about it; a fallback is part of one that backs off.
 UNSCORED = (
@@ -96,7 +93,7 @@ class IntegerRange(SearchRange):
         return tune.randint(self.low, self.high + 1)
 
     def value(self, drawn: int) -> int:
-        return int(drawn)
+        return min(max(int(drawn), self.low), self.high)
 
     @property
     def probes(self) -> tuple[int, int]:
@@ -195,7 +192,7 @@ def _split(key: str, text: str) -> list[str]:
     return [p.strip() for p in parts]
 
 
-def search_space(recipe: Recipe) -> dict[str, SearchRange]:
+def search_space(recipe: Recipe | PolicyRecipe) -> dict[str, SearchRange]:
     """Return what each key of the recipe's `sweep:` may become, each tried on the recipe.
 
     Raises:
@@ -205,29 +202,36 @@ def search_space(recipe: Recipe) -> dict[str, SearchRange]:
         raise RecipeError(
             f"recipe {recipe.name} has nothing to sweep: give it `sweep: {{keys: {{identify.window: 'U(0.3, 0.8)'}}}}`"
         )
-    space = {}
+    objective, space = objective_of(recipe), {}
     for key, text in recipe.sweep.keys.items():
         head = key.partition(".")[0]
         if head in ("sweep", "name"):
             raise RecipeError(f"sweep.keys.{key}: no result depends on it")
-        if head == "learn":
+        scored = ":" not in recipe.sweep.objective  # of a function of one's own nothing is known
+        if head == "learn" and scored:
             raise RecipeError(f"sweep.keys.{key}: no objective scores `learn:`; compare runs by metrics.json")
         value_of(recipe, key)
-        what, later = SCORED[recipe.sweep.objective]
-        if head in later and key != BEFORE:
-            raise RecipeError(
-                f"sweep.keys.{key}: `{head}:` comes after the {what}, which is scored here; "
-                f"set sweep.objective: {'control' if head == 'control' else 'finetune'}"
-            )
-        unscored = UNSCORED if recipe.control.back_off is None else tuple(k for k in UNSCORED if "fallback" not in k)
-        if key.startswith(unscored):
-            raise RecipeError(
-                f"sweep.keys.{key}: it changes what is asked of a controller, so scores would not compare"
-            )
+        if scored:
+            _require_scored(recipe, key, head, objective)
         space[key] = parse_range(key, text)
         for value in space[key].probes:
             with_overrides(recipe, {key: value})
     return space
+
+
+def _require_scored(recipe: Recipe | PolicyRecipe, key: str, head: str, objective: Objective) -> None:
+    """Raise a RecipeError where a key cannot matter to an objective, or changes what is asked."""
+    if head in objective.never and key != BEFORE:
+        others = [name for name, one in OF_PIPELINES.items() if head not in one.never]
+        instead = f"; set sweep.objective: {others[0]}" if isinstance(recipe, Recipe) and others else ""
+        raise RecipeError(f"sweep.keys.{key}: the {objective.what}, which is scored here, does not use it{instead}")
+    if isinstance(recipe, PolicyRecipe):
+        if key in ("env", "max_episode_steps", "train.episodes"):
+            raise RecipeError(f"sweep.keys.{key}: it changes what is asked of a policy, so scores would not compare")
+        return
+    unscored = UNSCORED if recipe.control.back_off is None else tuple(k for k in UNSCORED if "fallback" not in k)
+    if key.startswith(unscored):
+        raise RecipeError(f"sweep.keys.{key}: it changes what is asked of a controller, so scores would not compare")
 
 
 def require_same_recordings(before: Setup, space: Mapping[str, SearchRange]) -> None:

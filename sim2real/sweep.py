@@ -1,29 +1,24 @@
-"""`sweep`: search over keys of a recipe with Ray Tune, scored on validation recordings.
+"""`sweep`: search over keys of a recipe with Ray Tune.
 
-Every trial is scored twice, the second time only where the first was promising (asynchronous successive halving, Li et
-al. 2020): with the first third of every training recording, then with all of them. Test recordings are never touched.
+A trial is scored several times, on more and more of the work, and goes on only where it was promising (asynchronous
+successive halving, Li et al. 2020). What is scored is an `Objective`. Test recordings are never touched.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import functools
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sim2real.errors import LogError, require
-from sim2real.pipeline import StagedRun, Watcher, set_threads
-from sim2real.preparation import Setup, prepare
-from sim2real.recipe import ControlSection, Recipe, read_value, with_overrides
+from sim2real.errors import require
+from sim2real.objectives import Objective, objective_of, require_policy
+from sim2real.policy_recipe import PolicyRecipe
+from sim2real.preparation import prepare
+from sim2real.recipe import Recipe, read_value, with_overrides
 from sim2real.run_directory import RunDirectory, read_json, write_json
 from sim2real.search_space import SearchRange, require_same_recordings, search_space, shown
 
@@ -33,14 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found. Scores are on validation recordings; less is better.
+    """What a sweep found.
 
     Attributes:
-        best_recipe: YAML file of the recipe with the best values, which `sim2real run` takes.
+        best_recipe: YAML file of the recipe with the best values.
         best_score: its score.
         baseline_score: of the recipe as it was.
         results: Parquet file with a row a trial; trial 0 is the recipe as it was.
-        directory: the sweep's folder.
+        directory: the sweep's folder, with sweep.html.
+        measure: what is scored, in words.
+        better: whether less or more of it is.
+        busy_fraction: share of the time in which a trial was worked on, of as many as there are at once; None where
+            nothing was left to do.
     """
 
     best_recipe: Path
@@ -48,17 +47,26 @@ class SweepResult:
     baseline_score: float
     results: Path
     directory: Path
+    measure: str
+    better: str
+    busy_fraction: float | None
 
 
 def sweep(
-    recipe: Recipe, output: Path, *, again: bool = False, say: Callable[[str], None] = lambda _: None
+    recipe: Recipe | PolicyRecipe,
+    output: Path,
+    *,
+    again: bool = False,
+    address: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> SweepResult:
-    """Search over keys of a recipe, or go on with a search of the same recipe that was interrupted.
+    """Search over keys of a recipe, go on with a search that was interrupted, or try more than was tried.
 
     Args:
         recipe: with a `sweep:` section.
         output: folder of runs; this sweep goes to `<name>-sweep-<fingerprint of the recipe>`.
         again: start over where the sweep had finished.
+        address: of a Ray cluster, such as "auto"; without it everything runs on this machine.
         say: told a line now and then.
 
     Returns:
@@ -71,113 +79,100 @@ def sweep(
         KeyboardInterrupt: interrupted; call again to go on.
     """
     # trials change directory, so every path is made absolute first
-    paths = {k: v for k in ("robot", "logs", "log_schema") if isinstance(v := getattr(recipe, k), str)}
+    paths = {k: v for k in ("robot", "logs", "log_schema") if isinstance(v := getattr(recipe, k, None), str)}
     recipe = with_overrides(recipe, {k: read_value(k, json.dumps(v)) for k, v in paths.items()})
     space = search_space(recipe)
     assert recipe.sweep is not None
     for module in ("ray", "optuna"):
         require(module, "tune")
-    identity = [recipe.digest(), recipe.sweep.model_dump(), [repr(values) for values in space.values()]]
+    objective, asked = objective_of(recipe), recipe.sweep
+    identity = [recipe.digest(), asked.identity(), [[key, repr(values)] for key, values in space.items()]]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     directory = output.resolve() / f"{recipe.name}-sweep-{fingerprint}"
-    done, best, results = (directory / name for name in ("sweep.json", "best.yaml", "results.parquet"))
+    done = directory / "sweep.json"
     if again and done.is_file():
         shutil.rmtree(directory)
     say(f"{recipe.name} → {directory}")
-    new, setup = not directory.is_dir(), prepare(recipe)
-    if new:
-        require_same_recordings(setup, space)
-    RunDirectory(directory).belongs_to(setup.recordings.fingerprint())
-    if done.is_file():
+    fingerprint = _checked(recipe, space, new=not directory.is_dir())
+    RunDirectory(directory).belongs_to(fingerprint)
+    before: dict[str, Any] = read_json(done) if done.is_file() else {}
+    confirmed = len((before.get("confirmed") or {}).get("seeds", ()))
+    if before and before["trials"] >= asked.trials and confirmed >= asked.confirm:
         say("finished earlier")
+        busy = None
     else:
-        from sim2real.trials import search
-
-        (directory / "recipe.yaml").write_text(recipe.to_yaml())
-        say(f"{recipe.sweep.trials} trials of {', '.join(space)}; {OBJECTIVES[recipe.sweep.objective]}, less is better")
-        rows = search(recipe, space, directory, functools.partial(rung_scores, directory / "runs"), say)
-        _write_best(recipe, space, rows, best)
-        _write_results(space, rows, results)
-        write_json(done, {"best_score": _best(rows).score, "baseline_score": rows[0].score})
-    scores = read_json(done)
-    return SweepResult(best, scores["best_score"], scores["baseline_score"], results, directory)
+        busy = _search(recipe, space, directory, objective, before, address, say)
+    told = read_json(done)
+    return SweepResult(
+        directory / "best.yaml", told["best_score"], told["baseline_score"], directory / "results.parquet", directory,
+        told["measure"], told["better"], busy,
+    )  # fmt: skip
 
 
-OBJECTIVES = {
-    "identify": "scored by the NRMSE of the identified simulator on the validation recordings",
-    "finetune": "scored by the CRPS of the fine-tuned model on the validation recordings [rad or m]",
-    "control": "scored by how far from its goal the controller keeps the identified simulator, 0 to 1",
-}
-
-
-def rung_scores(runs: Path, recipe: Recipe, shares: Sequence[float]) -> Iterator[tuple[float, float]]:
-    """Score a recipe on its validation recordings, learning from more and more of its training recordings.
-
-    Args:
-        runs: folder of the run directories, one a recipe and share; what has finished there is not repeated.
-        recipe: whose `sweep.objective` says what is scored.
-        shares: of the duration of every training recording, from its beginning on.
-
-    Yields:
-        the share, and the score: normalised RMSE of the identified simulator, or CRPS of the fine-tuned model
-        [rad or m], the mean over the horizons; or one less the mean closeness of the identified simulator to its goal
-        under the controller. A share that is too short to learn from is passed over.
-    """
+def _checked(recipe: Recipe | PolicyRecipe, space: Mapping[str, SearchRange], new: bool) -> str:
+    """Try the recipe, and values of its keys where the sweep is new; return what tells its data from others."""
     assert recipe.sweep is not None
-    objective, control = recipe.sweep.objective, recipe.control
-    until = {"identify": "observe", "finetune": "finetune", "control": "finetune"}[objective]
-    set_threads()
-    if objective == "control":  # how it is controlled does not change what is learned: trials share that
-        recipe = recipe.model_copy(update={"control": ControlSection(limit=control.limit)})
-    whole = prepare(recipe)
-    for share in shares:
-        folder = runs if share == 1 else runs / f"first-{100 * share:.0f}-percent"
-        directory = RunDirectory(folder / f"{recipe.name}-{recipe.digest()}")
-        with _alone_in(directory.path):
-            setup = whole if share == 1 else _shortened(whole, share)
-            directory.belongs_to(setup.recordings.fingerprint())
-            (directory.path / "recipe.yaml").write_text(setup.recipe.to_yaml())
-            run = StagedRun(directory, setup, Watcher(), examine=False)
-            try:
-                run.to(until)
-            except LogError:
-                if share == 1:
-                    raise
-                continue
-        found = run.result(until)
-        if objective == "control":
-            yield share, 1.0 - run.rehearsed_return(control)
-        elif until == "observe":
-            yield share, float(min(found["validation_nrmse"].values()))
-        else:
-            yield share, float(np.mean(list(found["crps"]["after" if found["accepted"] else "before"].values())))
+    if isinstance(recipe, PolicyRecipe):
+        if new and ":" not in recipe.sweep.objective:
+            for values in [{}, *({key: probe} for key, found in space.items() for probe in found.probes)]:
+                require_policy(with_overrides(recipe, values))
+        return recipe.digest()
+    setup = prepare(recipe)
+    if new and ":" not in recipe.sweep.objective:
+        require_same_recordings(setup, space)
+    return setup.recordings.fingerprint()
 
 
-def _shortened(setup: Setup, share: float) -> Setup:
-    """The same with the beginning of every training recording alone, and training that is as much shorter."""
-    train = [e.slice(0.0, share * e.duration) for e in setup.recordings.train]
-    long = {f"{s}.iterations": getattr(setup.recipe, s).iterations for s in ("model", "finetune")}
-    long["model.rollout_iterations"] = setup.recipe.model.rollout_iterations
-    recipe = with_overrides(setup.recipe, {key: math.ceil(share * n) for key, n in long.items()})
-    return replace(setup, recipe=recipe, recordings=replace(setup.recordings, train=train))
+def _search(
+    recipe: Recipe | PolicyRecipe,
+    space: Mapping[str, SearchRange],
+    directory: Path,
+    objective: Objective,
+    before: Mapping[str, Any],
+    address: str | None,
+    say: Callable[[str], None],
+) -> float | None:
+    """Search, and write what was found; return the share of the time in which trials were worked on."""
+    from sim2real.report.sweep_page import write_sweep_report
+    from sim2real.trials import best_of, search
+
+    asked = recipe.sweep
+    assert asked is not None
+    (directory / "recipe.yaml").write_text(recipe.to_yaml())
+    say(f"{asked.trials} trials of {', '.join(space)}; {objective.measure}, {objective.better} is better")
+    results = directory / "results.parquet"
+
+    def keep(rows: Sequence[Row]) -> None:
+        _write_results(space, rows, results)
+
+    found = search(recipe, space, directory, objective, say, keep, address)
+    best = best_of(found.rows, objective)
+    _write_best(recipe, space, found.rows, best, directory / "best.yaml")
+    write_json(
+        directory / "sweep.json",
+        {
+            "objective": asked.objective,
+            "measure": objective.measure,
+            "better": objective.better,
+            "keys": {key: str(values) for key, values in space.items()},
+            "trials": len(found.rows) - 1,
+            "concurrent": asked.concurrent,
+            "best_score": best.score,
+            "baseline_score": found.rows[0].score,
+            "wall_seconds": before.get("wall_seconds", 0.0) + found.wall,
+            "busy_fraction": before.get("busy_fraction") if found.busy is None else found.busy,
+            "confirmed": found.confirmed or before.get("confirmed"),
+            "saved": found.best and str(found.best),
+        },
+    )
+    write_sweep_report(directory)
+    return found.busy
 
 
-@contextlib.contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Wait for any other process in the directory: two trials may draw the same values."""
-    with (directory / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _best(rows: Sequence[Row]) -> Row:
-    """The first of the best rows: the recipe as it was, where nothing beat it."""
-    scored = [row for row in rows if row.status == "finished" and math.isfinite(row.score)]
-    return min(scored, key=lambda row: row.score)
-
-
-def _write_best(recipe: Recipe, space: Mapping[str, SearchRange], rows: Sequence[Row], path: Path) -> None:
-    best, trials = _best(rows), len(rows) - 1
+def _write_best(
+    recipe: Recipe | PolicyRecipe, space: Mapping[str, SearchRange], rows: Sequence[Row], best: Row, path: Path
+) -> None:
+    trials = len(rows) - 1
     if best is rows[0]:
         header = [f"# None of {trials} trials was better than the recipe as it was: validation score {best.score:.5g}."]
     else:
@@ -188,6 +183,7 @@ def _write_best(recipe: Recipe, space: Mapping[str, SearchRange], rows: Sequence
 
 
 def _write_results(space: Mapping[str, SearchRange], rows: Sequence[Row], path: Path) -> None:
+    """Write all rows in one piece: a kill leaves the old file or the new one."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -198,4 +194,6 @@ def _write_results(space: Mapping[str, SearchRange], rows: Sequence[Row], path: 
         table[key] = column if numbers else [shown(v) for v in column]
     for name in ("score", "status", "share", "seconds"):
         table[name] = [getattr(row, name) for row in rows]
-    parquet.write_table(pa.table(table), path)
+    partial = path.with_suffix(".partial")
+    parquet.write_table(pa.table(table), partial)
+    partial.replace(path)

@@ -18,7 +18,6 @@ from sim2real.world_model.folded import LATENT, Folded
 from sim2real.world_model.network import BatchedMLP, bounded, input_scale
 
 
-
 @dataclass(frozen=True)
 class EnsembleConfig:
     """Architecture of an `EnsembleDynamics`.
@@ -162,13 +161,14 @@ class EnsembleDynamics(nn.Module):
         d, history, folded = self.config.joints, self.config.history, Folded.of(self)
         sent = commands.unfold(-2, history, 1).transpose(-1, -2).flatten(-2)
         sent = sent.expand(*state.shape[:2], *sent.shape[2:])
+        if noise is None:
+            return folded.path(state, sent)
         path = []
         for seen in sent.unbind(-2):
-            state, log_variance = folded.step(state, seen, noise is not None)
-            if log_variance is not None:
-                kick = torch.randn(log_variance.shape, generator=noise)
-                kick = kick * torch.exp(0.5 * bounded(log_variance, self.log_variance_low, self.log_variance_high))
-                state = state + kick @ folded.increments[: 2 * d]
+            state, log_variance = folded.step(state, seen)
+            kick = torch.randn(log_variance.shape, generator=noise)
+            kick = kick * torch.exp(0.5 * bounded(log_variance, self.log_variance_low, self.log_variance_high))
+            state = state + kick @ folded.increments[: 2 * d]
             path.append(state)
         return torch.stack(path, -2)
 

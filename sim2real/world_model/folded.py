@@ -54,12 +54,13 @@ class Folded:
         layers[0] = weight.new_zeros(len(weight), inputs, weight.shape[2]).index_copy(1, rows, weight), bias
         # targets: the change of velocities, then what positions do beyond the mean velocity
         velocity, beyond = model.target_scale[:d], model.target_scale[d:]
-        increments = LATENT * torch.eye(size, device=weight.device)
+        kind = {"dtype": weight.dtype, "device": weight.device}
+        increments = LATENT * torch.eye(size, **kind)
         increments[: 2 * d] = 0.0
         increments[:d, :d], increments[:d, d : 2 * d] = torch.diag(0.5 * dt * velocity), torch.diag(velocity)
         increments[d : 2 * d, :d] = torch.diag(beyond)
-        drift = torch.eye(size, device=weight.device)
-        drift[d : 2 * d, :d] = dt * torch.eye(d)
+        drift = torch.eye(size, **kind)
+        drift[d : 2 * d, :d] = dt * torch.eye(d, **kind)
         weight, bias = layers[-1]
         variances = weight[..., 2 * d : 4 * d], bias[..., 2 * d : 4 * d]
         weight, bias = (torch.cat([t[..., : 2 * d], t[..., 4 * d :]], -1) @ increments for t in (weight, bias))
@@ -69,17 +70,30 @@ class Folded:
             increments,
         )  # fmt: skip
 
-    def step(self, state: Tensor, sent: Tensor, variances: bool) -> tuple[Tensor, Tensor | None]:
+    def path(self, state: Tensor, sent: Tensor) -> Tensor:
+        """Follow the means: states (M, B, T, X + Z) from (M, B, X + Z), under histories of commands (M, B, T, L A)."""
+        path = []
+        for seen in sent.unbind(-2):
+            state, _ = self._mean(state, seen)
+            path.append(state)
+        return torch.stack(path, -2)
+
+    def step(self, state: Tensor, sent: Tensor) -> tuple[Tensor, Tensor]:
         """Advance one model step.
 
         Args:
             state: (M, B, X + Z).
             sent: (M, B, L A): the history of commands, the last one about to act.
-            variances: whether they are asked for.
 
         Returns:
             mean of the next state (M, B, X + Z), and log variances of the normalised targets, not bounded (M, B, X).
         """
+        following, x = self._mean(state, sent)
+        weight, bias = self.variances
+        return following, torch.baddbmm(bias, x, weight)
+
+    def _mean(self, state: Tensor, sent: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next state, and what the last layer saw."""
         seen = [state, sent]
         if len(self.turning):
             angle = state.index_select(-1, self.turning)
@@ -89,7 +103,7 @@ class Folded:
             x = nn.functional.silu(torch.baddbmm(bias, x, weight))
         weight, bias = self.layers[-1]
         following = torch.baddbmm(torch.baddbmm(bias, state, self.drift), x, weight)
-        return following, torch.baddbmm(self.variances[1], x, self.variances[0]) if variances else None
+        return following, x
 
 
 def _rows(wraps: Sequence[bool], features: int) -> list[int]:

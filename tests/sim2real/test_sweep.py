@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sim2real.recipes
-from sim2real import sweep as sweeping
 from sim2real.errors import LogError, MissingExtraError, RecipeError
+from sim2real.objectives import OF_PIPELINES, Scored, stage_scores
 from sim2real.preparation import prepare
 from sim2real.recipe import Recipe, load_recipe, value_of, with_overrides
 from sim2real.run_directory import write_json
 from sim2real.search_space import parse_range, require_same_recordings, search_space
-from sim2real.sweep import rung_scores, sweep
+from sim2real.sweep import sweep
 
 DELAY = "parameters.execution.latency.delay"
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sweep_in_python.py"
@@ -139,12 +140,12 @@ def test_wrong_notations_are_refused(text: str, message: str) -> None:
         ({"split.train": "choice([a], [b])"}, {}, "split is not a section"),
         ({"identify.tries": "U(2, 5)"}, {}, "identify.tries: .*valid integer"),
         ({"identify.window": "U(-1, 1)"}, {}, "identify.window: .*a positive number of seconds"),
-        ({"finetune.rate": "LogU(1e-4, 1e-2)"}, {}, "comes after the identification.*objective: finetune"),
-        ({"control.horizon": "U(0.3, 1)"}, {}, "comes after the identification.*objective: control"),
+        ({"finetune.rate": "LogU(1e-4, 1e-2)"}, {}, "identification, which is scored here, does not use it.*objective: finetune"),
+        ({"control.horizon": "U(0.3, 1)"}, {}, "does not use it.*objective: control"),
         (
             {"control.horizon": "U(0.3, 1)"},
             {"objective": "finetune"},
-            "comes after the fine-tuning.*objective: control",
+            "fine-tuning, which is scored here, does not use it.*objective: control",
         ),
         ({"control.target": "U(0, 3)"}, {"objective": "control"}, "changes what is asked of a controller"),
         ({"sweep.trials": "int(1, 9)"}, {}, "no result depends on it"),
@@ -193,17 +194,18 @@ def test_importing_the_sweep_imports_no_ray() -> None:
 @pytest.mark.slow
 def test_a_recipe_is_scored_with_a_part_of_its_recordings_and_then_with_all(tmp_path: Path) -> None:
     recipe = swept({"identify.window": "U(0.3, 0.8)"})
-    ((part, rough), (whole, score)) = rung_scores(tmp_path, recipe, (0.5, 1.0))
-    assert (part, whole) == (0.5, 1.0)
+    part, whole = stage_scores(tmp_path, recipe, (0.5, 1.0))
+    assert (part.share, whole.share) == (0.5, 1.0)
+    rough, score = part.score, whole.score
     assert 0 < score < 0.1
     assert score != rough
     assert (tmp_path / f"pendulum-{recipe.digest()}" / "posterior").is_dir()
     assert (tmp_path / "first-50-percent" / f"pendulum-{recipe.digest()}" / "posterior").is_dir()
     # what has finished is read, not done again
     stage = tmp_path / f"pendulum-{recipe.digest()}" / "stages" / "observe.json"
-    assert list(rung_scores(tmp_path, recipe, (1.0,))) == [(1.0, score)]
+    assert list(stage_scores(tmp_path, recipe, (1.0,))) == [Scored(1.0, score)]
     write_json(stage, {"seconds": 0.0, "result": {"validation_nrmse": {"20": 0.25, "30": 0.125}}})
-    assert list(rung_scores(tmp_path, recipe, (1.0,))) == [(1.0, 0.125)]
+    assert list(stage_scores(tmp_path, recipe, (1.0,))) == [Scored(1.0, 0.125)]
 
 
 @pytest.mark.slow
@@ -212,14 +214,14 @@ def test_a_controller_is_scored_on_what_was_identified_and_trials_share_what_was
     scores = []
     for horizon in (0.04, 0.6):
         recipe = swept({"control.horizon": "U(0.04, 1)"}, said, f"control.horizon={horizon}", objective="control")
-        ((_, score),) = rung_scores(tmp_path, recipe, (1.0,))
-        scores.append(score)
+        (found,) = stage_scores(tmp_path, recipe, (1.0,))
+        scores.append(found.score)
     assert all(0 < s < 1 for s in scores)
     assert scores[0] != scores[1]
     (run,) = tmp_path.glob("pendulum-*")
     assert (run / "model" / "finetuned").is_dir()
     # the same again is the same to the bit
-    assert list(rung_scores(tmp_path, recipe, (1.0,))) == [(1.0, scores[1])]
+    assert list(stage_scores(tmp_path, recipe, (1.0,))) == [Scored(1.0, scores[1])]
 
 
 def test_a_part_too_short_to_learn_from_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +230,9 @@ def test_a_part_too_short_to_learn_from_is_passed_over(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("sim2real.stages.identify_stage", refuse)
     recipe = swept({"identify.window": "U(0.3, 0.8)"})
-    assert list(rung_scores(tmp_path, recipe, (0.1,))) == []
+    assert list(stage_scores(tmp_path, recipe, (0.1,))) == []
     with pytest.raises(LogError, match="no window fits"):
-        list(rung_scores(tmp_path, recipe, (1.0,)))
+        list(stage_scores(tmp_path, recipe, (1.0,)))
 
 
 # the whole, on Ray, with a score that takes no time
@@ -239,14 +241,14 @@ TRIALS = 5
 KEYS = {"identify.window": "U(0.3, 0.8)", DELAY: "choice(=U(0, 0.02), =U(0, 0.08))"}
 
 
-def distance_scorer(scored: Path) -> Callable[..., Iterator[tuple[float, float]]]:
+def distance_scorer(scored: Path) -> Callable[..., Iterator[Scored]]:
     """Score by the distance of the window from 0.7 s; local, so that Ray hands it to its processes by value."""
 
-    def scores(runs: Path, recipe: Any, shares: Sequence[float]) -> Iterator[tuple[float, float]]:
+    def scores(runs: Path, recipe: Any, shares: Sequence[float], kept: Path | None) -> Iterator[Scored]:
         for share in shares:
             with scored.open("a") as file:
                 file.write(f"{share:.2f} {recipe.identify.window}\n")
-            yield share, abs(recipe.identify.window - 0.7) + 0.1 * (1 - share)
+            yield Scored(share, abs(recipe.identify.window - 0.7) + 0.1 * (1 - share))
 
     return scores
 
@@ -264,7 +266,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeping, "rung_scores", distance_scorer(output / "scored"))
+        scored = replace(OF_PIPELINES["identify"], scores=distance_scorer(output / "scored"))
+        patch.setitem(OF_PIPELINES, "identify", scored)
         with contextlib.suppress(KeyboardInterrupt):
             sweep(recipe, output, say=interrupt)
         assert not ray.is_initialized()
