@@ -37,7 +37,7 @@ from _recorded_robots import RECIPES, ROOT, Robot, configuration, present
 from _surroundings import one_thread, surroundings
 from calibration_of_uncertainty import identified
 
-from sim2real.calibration import OfReadings, OnlineLastLayer, finetune_dynamics
+from sim2real.calibration import FinetuneResult, OfReadings, OnlineLastLayer, finetune_dynamics
 from sim2real.calibration.tuning import METHODS
 from sim2real.combination import recalibrate_model
 from sim2real.estimation import Estimate
@@ -79,19 +79,23 @@ def tuned(
         return RecordingPredictor(model, robot.channels)(questions)
 
     said: dict[str, Any] = {}
-    for method in ("auto", *METHODS):
+
+    def tune(method: str) -> FinetuneResult:
         clock = time.perf_counter()
-        if said and method == said["auto"]["method"]:  # what `auto` tuned is that to the bit
-            models[method], said[method] = found.tuned, said["auto"]
-            continue
-        one = finetune_dynamics(
+        found = finetune_dynamics(
             start, real, answer=answer, held_out=held_out, method=method, replay=replay, seed=seed,
             iterations=30 if quick else 300,
         )  # fmt: skip
-        models[method] = one.model if method == "auto" else one.tuned
-        said[method] = one.to_json() | {"seconds": time.perf_counter() - clock}
-        if method == "auto":
-            found = one
+        said[method] = found.to_json() | {"seconds": time.perf_counter() - clock}
+        return found
+
+    auto = tune("auto")
+    models["auto"] = auto.model
+    for method in METHODS:
+        if method == auto.method:  # what `auto` tuned is that to the bit
+            models[method], said[method] = auto.tuned, said["auto"]
+        else:
+            models[method] = tune(method).tuned
     unseen = OfReadings.simulated(start, replace(rehearsal, windows=200), period, seed=2000 + seed)
     return models, unseen, said
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sim2real.errors import LogError, RecipeError, did_you_mean
+from sim2real.errors import LogError, RecipeError
 from sim2real.policy_recipe import PolicyRecipe
 from sim2real.preparation import Setup, prepare
 from sim2real.recipe import ControlSection, NamedRecipe, Recipe, SweepSection, with_overrides
@@ -77,12 +77,11 @@ def objective_of(recipe: NamedRecipe) -> Objective:
     elif name in known:
         found = known[name]
     else:
-        others = {**OF_POLICIES, **OF_PIPELINES}
         about = "an environment" if isinstance(recipe, PolicyRecipe) else "the whole loop"
-        why = f", for {name} is not of recipes about {about}" if name in others else ""
         raise RecipeError(
-            f"sweep.objective: expected {', '.join(known)}{', robustness' if known is OF_POLICIES else ''} or a "
-            f"function such as package.module:name; found {name!r}{why}{did_you_mean(name, known)}"
+            f"sweep.objective: of recipes about {about} expected {', '.join(known)}"
+            f"{', robustness' if known is OF_POLICIES else ''} or a function such as package.module:name; "
+            f"found {name!r}"
         )
     if isinstance(recipe, PolicyRecipe) and ":" not in name and recipe.env is None:
         raise RecipeError("key 'env' is missing: the id of an environment, or the name of a robot task")

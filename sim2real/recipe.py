@@ -28,6 +28,8 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+# What a sweep can score; of those of `sim2real.objectives` and `sim2real.robustness`, so that neither is loaded.
+OBJECTIVES = ("identify", "finetune", "control", "transfer", "policy", "robustness")
 
 
 class ShiftSection(Section):
@@ -275,6 +277,16 @@ class SweepSection(Section):
     retries: int = Field(default=2, ge=0)
     storage: str | None = None
     confirm: int = Field(default=0, ge=0)
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in OBJECTIVES and ":" not in value:
+            raise ValueError(
+                f"expected {', '.join(OBJECTIVES)} or a function such as package.module:name"
+                f"{did_you_mean(value, OBJECTIVES)}"
+            )
+        return value
 
     @field_validator("shares")
     @classmethod

@@ -63,7 +63,9 @@ class Scale:
     def drawn(self, value: float) -> float | None:
         """Return a value, moved to the edge of its axis where it lies outside."""
         place = self.place(value)
-        return None if place is None else self.value(place)
+        if place is None or abs(place - 0.5) < 0.5 + OUTSIDE:
+            return None if place is None else value
+        return self.value(place)
 
     def ticks(self) -> list[tuple[float, str]]:
         """Return places with their numbers, both ends among them."""
@@ -79,10 +81,11 @@ class Scale:
         """Return an axis of plotly over this range."""
         ends = [self.value(-2 * OUTSIDE), self.value(1 + 2 * OUTSIDE)]
         if not self.logarithmic:
-            return axis(title, **{"range": ends, "nticks": 5, **settings})
+            ticks: Any = {"tick0": 0, "dtick": 1} if self.whole and self.high - self.low < 10 else {"nticks": 5}
+            return axis(title, **{"range": ends, **ticks, **settings})
         decades = math.log10(self.high / self.low)
         # D2: twos and fives as well, D1: all digits
-        ticks: Any = {"dtick": math.ceil(decades / 5) if decades >= 2 else "D2" if decades >= 0.5 else "D1"}
+        ticks = {"dtick": math.ceil(decades / 5) if decades >= 2 else "D2" if decades >= 0.5 else "D1"}
         logs = [math.log10(v) for v in ends]
         return axis(title, **{"type": "log", "range": logs, "tickformat": "~g", **ticks, **settings})
 
@@ -321,7 +324,8 @@ def verdict(found: Sweep) -> str:
         which = "The only trial" if trials == 1 else f"All {trials:,} trials"
         return f"{which} failed; the recipe as it was scores {unswept}."
     if found.best == 0:
-        return f"None of {_count(trials, 'trial')} was better than the recipe as it was, which scores {unswept}."
+        none = "The only trial was not" if trials == 1 else f"None of {trials:,} trials was"
+        return f"{none} better than the recipe as it was, which scores {unswept}."
     if not math.isfinite(found.score[0]):
         return f"The best of {_count(trials, 'trial')} scores {best}; the recipe as it was has no score."
     return (
@@ -401,9 +405,10 @@ def _ordered(found: Sweep) -> list[tuple[int, str, float, float]]:
     levels = sorted({found.score[i] for i in rows}, reverse=not found.less)
     shares = {score: k / max(len(levels) - 1, 1) for k, score in enumerate(levels)}
     rows.sort(key=lambda i: -shares[found.score[i]])
+    opacity = min(0.85, max(0.3, 50 / max(len(rows), 1)))
     return [
         *((i, PALE, 1.0, 0.8) for i in stopped),
-        *((i, _mix(shares[found.score[i]]), 1.4, 0.85) for i in rows if i != found.best),
+        *((i, _mix(shares[found.score[i]]), 1.4, opacity) for i in rows if i != found.best),
     ]
 
 
@@ -437,8 +442,10 @@ def _parallel(found: Sweep) -> Panel:
 
     for row, colour, width, opacity in _ordered(found):
         spread = 2 * math.fmod(0.618034 * found.trial[row], 1.0) - 1  # evenly, and the same in every drawing
-        style = {"color": colour, "width": width}
-        traces.append(go.Scatter(**across(row, spread), mode="lines", line=style, opacity=opacity))
+        style, dot = {"color": colour, "width": width}, {"color": colour, "size": 4}
+        path = across(row, spread)
+        mode = "lines" if len(path["x"]) > 1 else "markers"
+        traces.append(go.Scatter(**path, mode=mode, line=style, marker=dot, opacity=opacity))
     for row, how in _ends(found):
         style = {"color": look(how).colour, "width": 3, "dash": "dash" if how == "before" else "solid"}
         traces.append(go.Scatter(**across(row, 0.0), mode="lines+markers", line=style, marker=_mark(how), name=how))
@@ -526,14 +533,15 @@ def _history(found: Sweep) -> Panel:
         name="failed",
         hovertemplate="%{text}<extra></extra>",
     )
-    x = axis("trial", nticks=9, range=[-0.02 * max(found.trial) - 0.5, 1.02 * max(found.trial) + 0.5])
+    ticks = {"tick0": 0, "dtick": 1} if max(found.trial) < 10 else {"nticks": 9}
+    x = axis("trial", **ticks, range=[-0.02 * max(found.trial) - 0.5, 1.02 * max(found.trial) + 0.5])
     title = "<br>".join(figure_text(part, 60) for part in textwrap.wrap(found.told["measure"], 36)[:3])
     dots = _dots(found, dict(enumerate(found.trial)), {})
     figure = draw([line, *dots, *([crosses] if failed else [])], x, found.scale.axis(title))
     caption = "The line is the best score so far of those that finished; the recipe as it was is trial 0."
     if failed:
         caption += " A cross at the edge is a trial that failed."
-    return Panel("Score over trials", caption, figure, 340)
+    return Panel("In the order of the trials", caption, figure, 340)
 
 
 def _slice(found: Sweep, key: Key) -> Panel:
@@ -650,7 +658,7 @@ def _importance(found: Sweep, weights: Mapping[str, tuple[float, float]]) -> Pan
         + (f" By chance alone, {len(names) / 20:.0f} of so many would." if len(names) >= 15 else "")
     )
     figure = draw([bars, marks], x, {**y, "showgrid": False}, bargap=0.35)
-    return Panel("Importance", caption, figure, 90 + 38 * len(names))
+    return Panel("What sets the best trials apart", caption, figure, 90 + 38 * len(names))
 
 
 def _seeds(found: Sweep) -> tuple[str, Panel]:
@@ -668,6 +676,8 @@ def _seeds(found: Sweep) -> tuple[str, Panel]:
         said += f" The mean goes from {digits(before, many)} to {digits(after, many)}."
     if len(both) < len(pairs):
         said += f" {_count(len(pairs) - len(both), 'seed')} without a score of both."
+    if found.best == 0:
+        said = "No trial was better, so both recipes are the recipe as it was."
     at = list(range(len(pairs)))
     joined: list[Any] = [
         go.Scatter(x=[k, k], y=list(pair), mode="lines", line={"color": "#8d98a6", "width": 1.5}, hoverinfo="skip")
@@ -688,7 +698,7 @@ def _seeds(found: Sweep) -> tuple[str, Panel]:
     seeds = [figure_text(str(seed), 12) for seed in told["seeds"]]
     x = axis("seed", tickvals=at, ticktext=seeds, range=[-0.5, len(pairs) - 0.5], showgrid=False)
     caption = "Two marks a seed: the recipe as it was and the best one, scored anew."
-    return said, Panel("Other seeds", caption, draw([*joined, *marks], x, axis("score", nticks=6)), 300)
+    return said, Panel("Scored again", caption, draw([*joined, *marks], x, axis("score", nticks=6)), 300)
 
 
 def _reason(status: str) -> str:

@@ -186,7 +186,10 @@ def test_auto_does_not_go_on_with_what_is_far_behind(model: EnsembleDynamics, re
     }
     # pulled back so strongly, what is anchored does not move; what is free does
     assert folds["anchored"] == 2
-    assert folds[found.method] == 4
+    # what is left goes on, unless it is alone
+    left = [name for name in METHODS if folds[name] == 4]
+    assert found.method in left or set(folds.values()) == {2}
+    assert len(left) != 1
     assert found.tried["anchored"] > 1.1 * found.tried[found.method]
 
 

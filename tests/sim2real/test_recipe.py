@@ -11,11 +11,14 @@ import yaml
 
 import sim2real.recipes
 from sim2real.errors import RecipeError
+from sim2real.policy_recipe import load_policy_recipe
 from sim2real.randomization import load_function
 from sim2real.randomization.robots import ROBOTS
-from sim2real.recipe import Recipe, TuningMethod, load_recipe, parse_recipe
+from sim2real.recipe import Recipe, TuningMethod, asked_for, load_recipe, parse_recipe
+from sim2real.search_space import search_space
 
-PACKAGED = sorted(Path(sim2real.recipes.__file__).parent.glob("*.yaml"))
+RECIPES = sorted(Path(sim2real.recipes.__file__).parent.glob("*.yaml"))
+PACKAGED = [path for path in RECIPES if not asked_for(path)[1]]
 TWIN: dict[str, Any] = {
     "name": "small",
     "robot": "pendulum",
@@ -52,8 +55,17 @@ def test_packaged_recipes_load(path: Path) -> None:
     assert recipe.control.limit > 0
 
 
+@pytest.mark.parametrize("path", [path for path in RECIPES if path not in PACKAGED], ids=lambda p: p.stem)
+def test_packaged_recipes_of_environments_load(path: Path) -> None:
+    recipe = load_policy_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.sweep is not None
+    assert set(search_space(recipe)) == set(recipe.sweep.keys)
+
+
 def test_there_are_packaged_recipes() -> None:
     assert {p.stem for p in PACKAGED} >= {"pendulum", "dfki_pendulum"}
+    assert {p.stem for p in RECIPES} >= {"late_cartpole"}
 
 
 # mistakes
