@@ -232,8 +232,9 @@ def cross_validate(
         for name in racing if len(racing) > 1 else ():
             progress(f"cross-validation {fold + 1}/{FOLDS}: {name}")
             squares[name].append(unseen.errors(_tune(model, seen, replay, name, settings, lambda _: None)))
-    tried = {name: _error(torch.cat(found)) for name, found in squares.items()}
-    return min(racing, key=tried.__getitem__), {"none": _error(torch.cat(as_it_was)), **tried}
+    tried: dict[str, float] = {name: _error(torch.cat(found)) for name, found in squares.items()}
+    best = min(racing, key=lambda name: tried[name])
+    return best, {"none": _error(torch.cat(as_it_was))} | tried
 
 
 def _tune(

@@ -53,7 +53,7 @@ def test_an_objective_is_of_one_kind_of_recipe() -> None:
         objective_of(swept(objective="policy"))
     with pytest.raises(RecipeError, match=r"about an environment expected policy, robustness.*found 'transfer'"):
         objective_of(policy(sweep={"objective": "transfer", "keys": {"train.rate": "U(0, 1)"}}))
-    with pytest.raises(RecipeError, match="did you mean policy.*found 'polcy'"):
+    with pytest.raises(RecipeError, match=r"did you mean policy.*found 'polcy'"):
         policy(sweep={"objective": "polcy", "keys": {}})
     with pytest.raises(RecipeError, match="key 'env' is missing"):
         objective_of(policy(env=None))
