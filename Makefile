@@ -1,4 +1,4 @@
-# make demo · make test · make coverage · make bench · make lint: each sets up .venv first (minutes the first time, nothing after that).
+# make demo · make test · make test-cluster · make coverage · make bench · make lint: each sets up .venv first (minutes the first time, nothing after that).
 # `make clean` leaves .venv and runs/ alone; remove them by hand to start over.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PACKAGES := sim2real adapters calibration randomization recipes
 BENCHMARKS := $(filter-out benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
 WORKERS ?= 2
 
-.PHONY: demo test coverage bench lint clean
+.PHONY: demo test test-cluster coverage bench lint clean
 
 demo: .venv/.installed
 	.venv/bin/sim2real run recipes/pendulum.yaml --again
@@ -19,6 +19,10 @@ PYTEST := SIM2REAL_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_TH
 
 test: .venv/.installed
 	$(PYTEST)
+
+# apart from `test`, because the processes of three nodes take minutes to come up
+test-cluster: .venv/.installed
+	$(PYTEST) -n 0 -m cluster
 
 # apart from `test`, because tracing the branches makes the numerical tests half as long again
 coverage: .venv/.installed

@@ -18,6 +18,7 @@ import optuna
 import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
@@ -273,7 +274,7 @@ class _Memory:
         """Write all trials there are, in one piece."""
         partial = self.file.with_suffix(".partial")
         partial.unlink(missing_ok=True)
-        direction = "minimize" if work.objective.better == "less" else "maximize"
+        direction = StudyDirection.MINIMIZE if work.objective.better == "less" else StudyDirection.MAXIMIZE
         study = optuna.create_study(storage=self._storage(partial), study_name="sweep", direction=direction)
         states = {"finished": TrialState.COMPLETE, "stopped early": TrialState.PRUNED}
         for r in results:

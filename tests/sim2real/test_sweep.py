@@ -345,3 +345,27 @@ def test_the_example_finds_what_is_no_worse(finished: dict[str, Any]) -> None:
 def test_a_sweep_leaves_the_process_as_it_was(finished: dict[str, Any]) -> None:
     assert finished["result"].results.is_file()
     assert "TUNE_GLOBAL_CHECKPOINT_S" not in os.environ
+
+
+def test_what_became_of_a_trial_is_said_in_a_line() -> None:
+    ray = pytest.importorskip("ray")
+    from sim2real.trials import Row
+
+    space = {"identify.window": parse_range("identify.window", "U(0.3, 0.8)")}
+    config = {"identify.window": 0.5}
+    ended = {"score": 2.0, "share": 1.0, "time_total_s": 3.0}
+    assert Row.of(space, config, ended, None) == Row({"identify.window": 0.5}, "finished", 2.0, 1.0, 3.0)
+    assert Row.of(space, config, {**ended, "share": 0.5}, None).status == "stopped early"
+    said = {
+        "its score is not finite: nan": ({**ended, "score": float("nan")}, None),
+        "its score is not finite: inf": ({**ended, "score": float("inf")}, None),
+        "ValueError: x is <bad>": ({**ended, "score": float("nan"), "failed": "ValueError: x is <bad>"}, None),
+        "its process was killed each time": (ended, ray.exceptions.RayActorError()),
+        "out of memory": (ended, ray.exceptions.OutOfMemoryError("of a node")),
+        "no window fits": (None, LogError("no window\nfits")),
+    }
+    for why, (metrics, error) in said.items():
+        row = Row.of(space, config, metrics, error)
+        assert row.failed
+        assert row.status.startswith(f"failed: {why}")
+        assert row.score != row.score
