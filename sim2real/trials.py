@@ -329,10 +329,10 @@ def _restored(work: _Work, place: str, many: int, say: Say) -> Any:
     except Exception:  # whatever a pickle raises that a kill has left half written
         before = ()
     if len(before):
+        _PROGRESS.get().known([r for r in before if r.error is not None or (r.metrics or {}).get("done")])
         if before.num_terminated + before.num_errors == many:
             return before
         say(f"going on: {len(before)} of {many} trials had begun")
-        _PROGRESS.get().known([r for r in before if r.error is not None or (r.metrics or {}).get("done")])
         results = tuner.fit()
         # Ray starts again, with one trial, where it cannot read its own state
         if results.num_terminated + results.num_errors < len(results) or len(results) > 1 or many == 1:
