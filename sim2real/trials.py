@@ -316,7 +316,8 @@ def _fit(work: _Work, place: str, many: int, memory: _Memory, say: Say) -> list[
         results = _tuner(work, place, many, memory).fit()
     if results.num_terminated + results.num_errors < many:
         raise KeyboardInterrupt
-    return list(results)
+    # Ray does not restore them in the order in which they were: in that in which they ended, it is always the same
+    return sorted(results, key=lambda r: ((r.metrics or {}).get("timestamp", math.inf), str(r.path)))
 
 
 def _restored(work: _Work, place: str, many: int, say: Say) -> Any:
