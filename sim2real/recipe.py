@@ -32,6 +32,13 @@ S = TypeVar("S", bound=Section)
 OBJECTIVES = ("identify", "finetune", "control", "transfer", "policy", "robustness")
 
 
+def _wrong_objective(name: str) -> str:
+    """Return what was expected where a sweep has no such objective; nothing where it has."""
+    if name in OBJECTIVES or ":" in name:
+        return ""
+    return f"expected {', '.join(OBJECTIVES)} or a function such as package.module:name{did_you_mean(name, OBJECTIVES)}"
+
+
 class ShiftSection(Section):
     """A changed robot: adapt to the first seconds of a recording, score what comes after them in `recordings`."""
 
@@ -281,11 +288,9 @@ class SweepSection(Section):
     @field_validator("objective")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in OBJECTIVES and ":" not in value:
-            raise ValueError(
-                f"expected {', '.join(OBJECTIVES)} or a function such as package.module:name"
-                f"{did_you_mean(value, OBJECTIVES)}"
-            )
+        wrong = _wrong_objective(value)
+        if wrong:
+            raise ValueError(wrong)
         return value
 
     @field_validator("shares")
@@ -405,11 +410,14 @@ def asked_for(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, boo
     """Return the `sweep.objective` of a recipe, "" where it says none, and whether it is not about the whole loop.
 
     Raises:
-        RecipeError: the file does not exist, or is not a mapping in YAML.
+        RecipeError: the file does not exist, is not a mapping in YAML, or its objective is none.
     """
     document = apply_overrides(read_document(Path(path)), overrides)
     section = document.get("sweep")
     objective = str(section.get("objective", "")) if isinstance(section, dict) else ""
+    wrong = _wrong_objective(objective) if objective else ""
+    if wrong:
+        raise RecipeError(f"{path}: sweep.objective: {wrong}, found {objective!r}")
     return objective, "control" not in document and ("env" in document or "settings" in document)
 
 
