@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class SweepResult:
     directory: Path
     measure: str
     better: str
-    busy_fraction: float | None
+    busy_fraction: float | None = field(compare=False)
 
 
 def sweep(
