@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from sim2real.errors import Sim2RealError
 
 
 def imported(source: str) -> Any:
@@ -35,3 +38,24 @@ def imported(source: str) -> Any:
         known = [k for k in vars(module) if not k.startswith("_")]
         raise ImportError(f"{place} has no {name!r}; it has {', '.join(known[:20]) or 'nothing'}")
     return getattr(module, name)
+
+
+def imported_function(source: str, where: str, expected: str, kind: type[Sim2RealError]) -> Callable[..., Any]:
+    """Return the function that a key names.
+
+    Args:
+        source: as for `imported`.
+        where: the key, for errors.
+        expected: what it should have been, for errors.
+        kind: of error.
+
+    Raises:
+        Sim2RealError: of that kind: it cannot be imported, or is no function.
+    """
+    try:
+        found = imported(source)
+    except ImportError as error:
+        raise kind(f"{where}: {error}") from error
+    if not callable(found):
+        raise kind(f"{where}: {source} is a {type(found).__name__}, {expected}")
+    return found  # type: ignore[no-any-return]

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from sim2real.errors import LogError, RecipeError
-from sim2real.policy_recipe import PolicyRecipe
+from sim2real.policy_recipe import PolicyRecipe, SweptRecipe
 from sim2real.preparation import Setup, prepare
-from sim2real.recipe import ControlSection, NamedRecipe, Recipe, SweepSection, with_overrides
+from sim2real.recipe import ControlSection, Recipe, with_overrides
 from sim2real.run_directory import RunDirectory, read_json, write_json
 
 
@@ -62,13 +62,14 @@ class Objective:
     trains: bool = False
 
 
-def objective_of(recipe: NamedRecipe) -> Objective:
+def objective_of(recipe: SweptRecipe) -> Objective:
     """Return the objective of a recipe's `sweep:`.
 
     Raises:
         RecipeError: there is none of this name for such a recipe, or it cannot be imported.
     """
-    section: SweepSection = getattr(recipe, "sweep")  # noqa: B009 - of recipes that have one
+    section = recipe.sweep
+    assert section is not None
     name = section.objective
     known = OF_POLICIES if isinstance(recipe, PolicyRecipe) else OF_PIPELINES
     if ":" in name:
@@ -207,13 +208,12 @@ def _alone_in(directory: Path) -> Iterator[None]:
 # a function of one's own
 
 
-def function_scores(runs: Path, recipe: NamedRecipe, shares: Sequence[float], kept: Path | None) -> Iterator[Scored]:
+def function_scores(runs: Path, recipe: SweptRecipe, shares: Sequence[float], kept: Path | None) -> Iterator[Scored]:
     """Score by `function(recipe, share, folder) -> float`, called for each share that has not been scored yet.
 
     What it leaves in its folder goes along wherever the trial does: to the next share, to another machine, and, in a
     population, to the trial that takes its place.
     """
-    assert isinstance(recipe, Recipe | PolicyRecipe)
     assert recipe.sweep is not None
     function = _own(recipe.sweep.objective)
     folder = _working_folder(runs, recipe, kept)
@@ -224,20 +224,14 @@ def function_scores(runs: Path, recipe: NamedRecipe, shares: Sequence[float], ke
 
 
 def _own(place: str) -> Callable[..., Any]:
-    from sim2real.importing import imported
+    from sim2real.importing import imported_function
 
-    try:
-        found = imported(place)
-    except ImportError as error:
-        raise RecipeError(f"sweep.objective: {error}") from error
-    if not callable(found):
-        raise RecipeError(f"sweep.objective: {place} is a {type(found).__name__}, not a function of a recipe")
-    return found  # type: ignore[no-any-return]
+    return imported_function(place, "sweep.objective", "not a function of a recipe", RecipeError)
 
 
-def _working_folder(runs: Path, recipe: NamedRecipe, kept: Path | None) -> Path:
+def _working_folder(runs: Path, recipe: SweptRecipe, kept: Path | None) -> Path:
     """Return a folder for this recipe, with what was kept; empty where nothing was."""
-    folder = runs / f"{getattr(recipe, 'name', '')}-{recipe.digest()}"
+    folder = runs / f"{recipe.name}-{recipe.digest()}"
     shutil.rmtree(folder, ignore_errors=True)
     if kept is None:
         folder.mkdir(parents=True)
@@ -257,7 +251,7 @@ def _left(folder: Path, shares: Sequence[float], kept: Path | None) -> list[floa
 def policy_scores(runs: Path, recipe: PolicyRecipe, shares: Sequence[float], kept: Path | None) -> Iterator[Scored]:
     """Score a randomization by the policy that learns in it: its mean return of an episode on the twin.
 
-    It is trained by stable-baselines3 in `make_vec`, and saved after each share as `policy.zip` (and `normalize.pkl`).
+    It is trained by stable-baselines3 in `make_vec`, and saved after each share: `policy.zip`, of SAC `replay.pkl`.
     Each share begins with environments and numbers drawn anew from the seed, so that going on where a process ended
     gives what it would have given.
     """

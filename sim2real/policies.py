@@ -56,14 +56,9 @@ def load_policy(source: str | Path, normalize: str | Path | None = None) -> Poli
 
 
 def _imported(source: str) -> PolicyFunction:
-    from sim2real.importing import imported
+    from sim2real.importing import imported_function
 
-    try:
-        found = imported(source)
-    except ImportError as error:
-        raise ModelError(f"policy: {error}") from error
-    if not callable(found):
-        raise ModelError(f"policy: {source} is a {type(found).__name__}, not a function of observations")
+    found = imported_function(source, "policy", "not a function of observations", ModelError)
     return lambda observations: np.asarray(found(observations))
 
 

@@ -22,6 +22,20 @@ from sim2real.randomization.vector.conventions import PlantsVectorEnv
 BLOCK, TOGETHER = 32, 256
 
 
+def returns_of(
+    envs: gym.vector.VectorEnv[Any, Any, Any], policy: PolicyFunction, observation: Any, limit: int
+) -> Array:
+    """Return the returns (n,) of an episode of each environment, which have just been reset to an observation."""
+    returns, going = np.zeros(envs.num_envs), np.ones(envs.num_envs, bool)
+    for _ in range(limit):
+        observation, reward, terminated, truncated, _ = envs.step(policy(observation))
+        returns += np.where(going, reward, 0.0)
+        going &= ~(terminated | truncated)  # what begins anew counts for nothing
+        if not going.any():
+            break
+    return returns
+
+
 class Episodes:
     """Runs episodes of a policy in a recipe's environment.
 
@@ -104,14 +118,7 @@ class Episodes:
         forced = {name: v[padded] if self._batched else float(v[0]) for name, v in values.items()}
         envs = self._of(n)
         observation, _ = envs.reset(seed=[int(s) for s in seeds[padded]], options={"parameters": forced})
-        returns, going = np.zeros(n), np.ones(n, bool)
-        for _ in range(self._limit):
-            observation, reward, terminated, truncated, _ = envs.step(self.policy(observation))
-            returns += np.where(going, reward, 0.0)
-            going &= ~(terminated | truncated)  # what begins anew counts for nothing
-            if not going.any():
-                break
-        return returns[:k]
+        return returns_of(envs, self.policy, observation, self._limit)[:k]
 
     def close(self) -> None:
         """Close the environments."""

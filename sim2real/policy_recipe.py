@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from sim2real.environment_recipe import EnvironmentRecipe
-from sim2real.recipe import NamedRecipe, Section, SweepSection, apply_overrides, read_document, validated
+from sim2real.recipe import NamedRecipe, Recipe, Section, SweepSection, apply_overrides, read_document, validated
 
 
 class GapsSection(Section):
@@ -57,8 +57,6 @@ class PolicyRecipe(EnvironmentRecipe, NamedRecipe):
         sweep: what is tried.
     """
 
-    APART: ClassVar[frozenset[str]] = frozenset({"sweep"})
-
     name: str = ""
     seed: int = Field(default=0, ge=0)
     twin: GapsSection = GapsSection()
@@ -73,6 +71,10 @@ class PolicyRecipe(EnvironmentRecipe, NamedRecipe):
         if isinstance(document, dict) and not document.get("name"):
             return {**document, "name": f"{str(document.get('env') or 'settings').rpartition(':')[2]}"}
         return document
+
+
+# What has a `sweep:` that searches.
+SweptRecipe = Recipe | PolicyRecipe
 
 
 def load_policy_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PolicyRecipe:

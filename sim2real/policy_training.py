@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sim2real.environment_recipe import episode_limit, gaps, make_envs
 from sim2real.errors import require
+from sim2real.policy_episodes import returns_of
 from sim2real.policy_recipe import PolicyRecipe
 from sim2real.randomization.mujoco_simulator import available_threads
 from sim2real.randomization.vector import to_stable_baselines
@@ -67,17 +66,10 @@ class Training:
 
     def score(self) -> float:
         """Return the mean return of an episode on the twin."""
-        envs = self._twin
-        observation, _ = envs.reset(seed=self.recipe.seed)
-        returns, going = np.zeros(envs.num_envs), np.ones(envs.num_envs, bool)
-        for _ in range(self._limit):
-            observation, reward, terminated, truncated, _ = envs.step(
-                self.model.predict(observation, deterministic=True)[0]
-            )
-            returns += np.where(going, reward, 0.0)
-            going &= ~(terminated | truncated)  # what begins anew counts for nothing
-            if not going.any():
-                break
+        observation, _ = self._twin.reset(seed=self.recipe.seed)
+        returns = returns_of(
+            self._twin, lambda seen: self.model.predict(seen, deterministic=True)[0], observation, self._limit
+        )
         return float(returns.mean())
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from sim2real.episodes import Episode
 from sim2real.errors import ParameterError, RecipeError, did_you_mean
 from sim2real.objectives import OF_PIPELINES, Objective, objective_of
-from sim2real.policy_recipe import PolicyRecipe
+from sim2real.policy_recipe import PolicyRecipe, SweptRecipe
 from sim2real.preparation import Setup, prepare
 from sim2real.randomization import parse_distribution
 from sim2real.randomization.distributions import LogUniform, Uniform
@@ -192,7 +192,7 @@ def _split(key: str, text: str) -> list[str]:
     return [p.strip() for p in parts]
 
 
-def search_space(recipe: Recipe | PolicyRecipe) -> dict[str, SearchRange]:
+def search_space(recipe: SweptRecipe) -> dict[str, SearchRange]:
     """Return what each key of the recipe's `sweep:` may become, each tried on the recipe.
 
     Raises:
@@ -219,7 +219,7 @@ def search_space(recipe: Recipe | PolicyRecipe) -> dict[str, SearchRange]:
     return space
 
 
-def _require_scored(recipe: Recipe | PolicyRecipe, key: str, head: str, objective: Objective) -> None:
+def _require_scored(recipe: SweptRecipe, key: str, head: str, objective: Objective) -> None:
     """Raise a RecipeError where a key cannot matter to an objective, or changes what is asked."""
     if head in objective.never and key != BEFORE:
         others = [name for name, one in OF_PIPELINES.items() if head not in one.never]

@@ -14,7 +14,7 @@ import numpy as np
 from sim2real.adapters import Chain
 from sim2real.episodes import Array
 from sim2real.errors import ParameterError, RecipeError
-from sim2real.importing import imported
+from sim2real.importing import imported_function
 from sim2real.plant import Plant, Values
 from sim2real.randomization import ParameterSet, RobotModel
 from sim2real.recipe import Recipe
@@ -243,7 +243,7 @@ def compare_recipe(recipe: Recipe, output: Path, say: Callable[[str], None] = la
         limit = np.full(first.actions, recipe.control.limit)
         policy = excitation(settings.draws, settings.seconds, settings.period, limit, rng)
     else:
-        policy = _policy(settings.policy)
+        policy = imported_function(settings.policy, "compare.policy", "expected a function", RecipeError)
     found = compare_simulators(
         (plants[0], plants[1]),
         values,
@@ -260,17 +260,6 @@ def compare_recipe(recipe: Recipe, output: Path, say: Callable[[str], None] = la
     (directory / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     write_simulators_report(directory)
     return directory
-
-
-def _policy(source: str) -> PolicyFunction:
-    """Import the policy of a recipe, or say why it cannot be."""
-    try:
-        policy = imported(source)
-    except ImportError as error:
-        raise RecipeError(f"compare.policy: {error}") from None
-    if not callable(policy):
-        raise RecipeError(f"compare.policy: {source} is a {type(policy).__name__}, expected a function")
-    return policy  # type: ignore[no-any-return]
 
 
 def plant_on(recipe: Recipe, simulator: str) -> Plant:

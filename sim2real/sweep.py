@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from sim2real.errors import require
 from sim2real.objectives import Objective, objective_of, require_policy
-from sim2real.policy_recipe import PolicyRecipe
+from sim2real.policy_recipe import PolicyRecipe, SweptRecipe
 from sim2real.preparation import prepare
-from sim2real.recipe import Recipe, read_value, with_overrides
+from sim2real.recipe import read_value, with_overrides
 from sim2real.run_directory import RunDirectory, read_json, write_json
 from sim2real.search_space import SearchRange, require_same_recordings, search_space, shown
 
@@ -53,7 +53,7 @@ class SweepResult:
 
 
 def sweep(
-    recipe: Recipe | PolicyRecipe,
+    recipe: SweptRecipe,
     output: Path,
     *,
     again: bool = False,
@@ -93,8 +93,8 @@ def sweep(
     if again and done.is_file():
         shutil.rmtree(directory)
     say(f"{recipe.name} → {directory}")
-    fingerprint = _checked(recipe, space, new=not directory.is_dir())
-    RunDirectory(directory).belongs_to(fingerprint)
+    data = _checked(recipe, space, new=not directory.is_dir())
+    RunDirectory(directory).belongs_to(data)
     before: dict[str, Any] = read_json(done) if done.is_file() else {}
     confirmed = len((before.get("confirmed") or {}).get("seeds", ()))
     if before and before["trials"] >= asked.trials and confirmed >= asked.confirm:
@@ -109,7 +109,7 @@ def sweep(
     )  # fmt: skip
 
 
-def _checked(recipe: Recipe | PolicyRecipe, space: Mapping[str, SearchRange], new: bool) -> str:
+def _checked(recipe: SweptRecipe, space: Mapping[str, SearchRange], new: bool) -> str:
     """Try the recipe, and values of its keys where the sweep is new; return what tells its data from others."""
     assert recipe.sweep is not None
     if isinstance(recipe, PolicyRecipe):
@@ -124,7 +124,7 @@ def _checked(recipe: Recipe | PolicyRecipe, space: Mapping[str, SearchRange], ne
 
 
 def _search(
-    recipe: Recipe | PolicyRecipe,
+    recipe: SweptRecipe,
     space: Mapping[str, SearchRange],
     directory: Path,
     objective: Objective,
@@ -170,7 +170,7 @@ def _search(
 
 
 def _write_best(
-    recipe: Recipe | PolicyRecipe, space: Mapping[str, SearchRange], rows: Sequence[Row], best: Row, path: Path
+    recipe: SweptRecipe, space: Mapping[str, SearchRange], rows: Sequence[Row], best: Row, path: Path
 ) -> None:
     trials = len(rows) - 1
     if best is rows[0]:

@@ -27,8 +27,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from sim2real.errors import RecipeError, Sim2RealError
 from sim2real.objectives import Objective
+from sim2real.policy_recipe import SweptRecipe
 from sim2real.randomization.mujoco_simulator import available_threads
-from sim2real.recipe import NamedRecipe, SweepSection, value_of, with_overrides
+from sim2real.recipe import SweepSection, value_of, with_overrides
 from sim2real.run_directory import read_json, write_json
 from sim2real.search_space import SearchRange, shown
 
@@ -105,7 +106,7 @@ class Found:
 
 
 def search(
-    recipe: NamedRecipe,
+    recipe: SweptRecipe,
     space: Space,
     directory: Path,
     objective: Objective,
@@ -163,16 +164,16 @@ def best_of(rows: Sequence[Row], objective: Objective) -> Row:
     return min(scored, key=lambda row: row.score if objective.better == "less" else -row.score)
 
 
-def _section(recipe: NamedRecipe) -> SweepSection:
-    section: SweepSection = getattr(recipe, "sweep")  # noqa: B009 - of recipes that have one
-    return section
+def _section(recipe: SweptRecipe) -> SweepSection:
+    assert recipe.sweep is not None
+    return recipe.sweep
 
 
 @dataclass(frozen=True)
 class _Work:
     """What is done in other processes."""
 
-    recipe: NamedRecipe
+    recipe: SweptRecipe
     space: Space
     runs: Path
     objective: Objective
@@ -345,9 +346,9 @@ def _restored(work: _Work, place: str, many: int, say: Say) -> Any:
 
 def _tuner(work: _Work, place: str, many: int, memory: _Memory) -> Any:
     section, root, _, name = _section(work.recipe), *place.rpartition("/")
-    seed = int(getattr(work.recipe, "seed", 0)) + sum(map(ord, name))  # another batch draws other values
+    seed = work.recipe.seed + sum(map(ord, name))  # another batch draws other values
     mode = "min" if work.objective.better == "less" else "max"
-    how: dict[str, Any] = {"metric": "score", "mode": mode, "num_samples": many, "max_concurrent_trials": None}
+    how: dict[str, Any] = {"metric": "score", "mode": mode, "num_samples": many}
     if section.scheduler == "pbt":  # draws at first, and changes what trials have on their way
         how |= {
             "search_alg": BasicVariantGenerator(random_state=seed),
@@ -355,7 +356,6 @@ def _tuner(work: _Work, place: str, many: int, memory: _Memory) -> Any:
                 time_attr="rung", perturbation_interval=1, hyperparam_mutations=work.domains, quantile_fraction=0.25
             ),
         }
-        del how["max_concurrent_trials"]
     else:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(2, many // 2)))
         halving = ASHAScheduler(time_attr="rung", max_t=len(work.objective.shares), grace_period=1, reduction_factor=2)
@@ -385,7 +385,7 @@ def _tuner(work: _Work, place: str, many: int, memory: _Memory) -> Any:
 
 def _confirmed(work: _Work, unswept: Row, best: Row, file: Path, say: Say) -> dict[str, list[Any]]:
     """Return scores of the recipe as it was and of the best one with other seeds, side by side."""
-    many, seed = _section(work.recipe).confirm, int(getattr(work.recipe, "seed", 0))
+    many, seed = _section(work.recipe).confirm, work.recipe.seed
     kept: dict[str, float] = read_json(file) if file.is_file() else {}
     seeds = [seed + 1 + k for k in range(many)]
     asked = {}
